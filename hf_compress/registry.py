@@ -68,7 +68,7 @@ class Target:
             )
         kinds = [key for key in value if key in TARGET_KINDS]
         if len(kinds) != 1:
-            raise RecipeError(f"target: got {sorted(kinds) or 'no kind'}; give exactly one of {', '.join(TARGET_KINDS)}.")
+            raise RecipeError(f"target: got {sorted(kinds) or 'none'}; give exactly one of {', '.join(TARGET_KINDS)}.")
         return cls(kinds[0], value[kinds[0]], value.get("scope", "model"))
 
     def to_dict(self) -> dict:
@@ -195,7 +195,7 @@ def get_method(technique: str, name: str) -> Method:
     if (technique, name) in _METHODS:
         return _METHODS[technique, name]
     known = [method.name for method in methods(technique)]
-    raise RecipeError(f"{technique}.method: got {name!r}{nearest(name, known)}; allowed are {', '.join(known) or 'none'}.")
+    raise RecipeError(f"{technique}.method: got {name!r}{nearest(name, known)}; allowed are {', '.join(known)}.")
 
 
 def methods(technique: str | None = None) -> list[Method]:

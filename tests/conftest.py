@@ -51,8 +51,9 @@ def tiny_image_batch():
 @pytest.fixture(params=["tiny_resnet_option_a", "tiny_resnet_option_b", "tiny_resnet_bottleneck"])
 def tiny_resnet(request):
     """A small ResNet through TimmWrapper: CIFAR shortcuts A and B, and a stock timm bottleneck network."""
-    import hf_compress  # noqa: F401  (registers the CIFAR entries)
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    import hf_compress  # noqa: F401  (registers the CIFAR entries)
 
     architecture, model_args = {
         "tiny_resnet_option_a": ("resnet20_cifar", {"shortcut": "A"}),

@@ -1,0 +1,148 @@
+"""The record of every operation of a run: one JSON line an event, only ever appended.
+
+An operation writes a line when it starts and one when it ends, so that what a killed process was doing stays visible.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from .errors import CompressionError
+
+
+HUMAN_KINDS = ("reading", "coding", "running", "writing", "other")
+
+
+class Journal:
+    """Append-only journal at `path`.
+
+    Args:
+        path (`str` or `os.PathLike`): the file, `journal.jsonl` in a run folder.
+        enabled (`bool`, *optional*, defaults to `True`): `False` on the processes that must not write.
+    """
+
+    def __init__(self, path: str | os.PathLike, enabled: bool = True):
+        self.path = Path(path)
+        self.enabled = enabled
+
+    def append(self, **event) -> None:
+        """Add one event; `time` is filled in."""
+        if not self.enabled:
+            return
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event}, ensure_ascii=False)
+        with open(self.path, "ab+") as file:
+            # A line that a killed process left unfinished must not swallow this one.
+            if file.tell() and not _ends_with_newline(file):
+                line = "\n" + line
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def operation(self, operation: str, stage: str | None = None, **notes) -> Iterator[dict]:
+        """Record the block as `operation` of `stage`: wall and CPU seconds, peak memory, status, notes.
+
+        Yields:
+            `dict`: the notes, which the block may add to.
+        """
+        self.append(operation=operation, stage=stage, status="started")
+        clock = Clock()
+        try:
+            yield notes
+        except BaseException as error:
+            self.append(
+                operation=operation,
+                stage=stage,
+                status="failed",
+                **clock.read(),
+                notes={**notes, "error": f"{type(error).__name__}: {error}"},
+            )
+            raise
+        self.append(operation=operation, stage=stage, status="done", **clock.read(), notes=notes)
+
+    def add_human(self, minutes: float, kind: str, technique: str | None = None, note: str = "") -> None:
+        """Add time that a person spent.
+
+        Args:
+            minutes (`float`): more than 0.
+            kind (`str`): one of `HUMAN_KINDS`.
+        """
+        if not minutes > 0:
+            raise CompressionError(f"minutes: got {minutes!r}; give a number of minutes above 0.")
+        if kind not in HUMAN_KINDS:
+            raise CompressionError(f"kind: got {kind!r}; allowed are {', '.join(HUMAN_KINDS)}.")
+        self.append(operation="human", status="done", minutes=minutes, kind=kind, technique=technique, note=note)
+
+    def events(self) -> list[dict]:
+        """All whole lines; one that a killed process left unfinished is skipped."""
+        if not self.path.exists():
+            return []
+        events = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(event, dict):
+                events.append(event)
+        return events
+
+    def seconds(self, stage: str) -> dict[str, float]:
+        """Wall seconds of the finished operations of `stage`, summed by operation over all processes that ran it."""
+        totals: dict[str, float] = {}
+        for event in self.events():
+            if event.get("stage") == stage and "wall_seconds" in event:
+                totals[event["operation"]] = totals.get(event["operation"], 0.0) + event["wall_seconds"]
+        return totals
+
+
+class Clock:
+    """Wall time, CPU time (with child processes) and peak memory since it was made."""
+
+    def __init__(self):
+        reset_peak_memory()
+        self._wall = time.perf_counter()
+        self._cpu = _cpu_seconds()
+
+    def read(self) -> dict[str, float | int]:
+        return {
+            "wall_seconds": round(time.perf_counter() - self._wall, 3),
+            "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),
+            "peak_bytes": peak_memory(),
+        }
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes, since `reset_peak_memory` where the system can reset it."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: the peak since the process started is all there is
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` count from now on. Systems without `/proc/self/clear_refs` keep counting from the start."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # not Linux, or not permitted in this container
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _ends_with_newline(file) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

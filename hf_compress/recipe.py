@@ -1,0 +1,361 @@
+"""A recipe: task + model + ordered steps, read from YAML strictly and checked before anything is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .errors import RecipeError
+from .fields import from_mapping
+from .registry import TECHNIQUES, Target, get_method, methods, nearest
+from .tasks import TaskSpec
+
+
+DEFAULT_METHODS = {"finetune": "full", "distill": "logits", "factorize": "svd", "quantize": "openvino"}
+METHOD_KEYS = {"quantize": "backend"}
+# what may stand beside a method's own options
+COMMON_KEYS = {
+    "finetune": ("training", "distill"),
+    "prune": ("target", "training", "distill"),
+    "factorize": ("target",),
+    "distill": ("training",),
+    "quantize": (),
+}
+
+
+@dataclass
+class ModelSpec:
+    """`name_or_path`: a local folder, a name under `HF_COMPRESS_DATA`, a timm entry or a Hub id."""
+
+    name_or_path: str
+    revision: str | None = None
+    from_config: bool = False
+
+
+@dataclass
+class MeasureSpec:
+    """What latency is measured at, and what a latency target means.
+
+    Args:
+        runtime (`str`, *optional*, defaults to `"openvino"`): the runtime that will serve the model.
+        precision (`str`, *optional*): `None` takes int8 for a recipe that quantizes to it and f32 otherwise.
+        batch (`int`, *optional*): examples at once; `None` takes 128 images or 1 sentence.
+        length (`int`, *optional*): tokens; `None` takes the task's `max_length`.
+        seconds (`float`, *optional*, defaults to 10): about how long one comparison may take.
+    """
+
+    runtime: Literal["openvino", "torch"] = "openvino"
+    precision: Literal["fp32", "f32", "bf16", "int8"] | None = None
+    batch: int | None = None
+    length: int | None = None
+    seconds: float = 10.0
+
+    def __post_init__(self):
+        for name in ("batch", "length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"measure.{name}: got {value}; give a whole number of at least 1.")
+        if not self.seconds > 0:
+            raise RecipeError(f"measure.seconds: got {self.seconds}; give a time above 0.")
+
+
+@dataclass
+class HubSpec:
+    push: bool = False
+    repo_id: str | None = None
+    private: bool = False
+
+
+@dataclass
+class Step:
+    """One technique with its options. `options` and `distill` are instances of the methods' options dataclasses."""
+
+    technique: str
+    method: str
+    options: Any
+    target: Target | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    distill: Any = None
+
+    def to_dict(self) -> dict:
+        body: dict[str, Any] = {METHOD_KEYS.get(self.technique, "method"): self.method, **asdict(self.options)}
+        if self.target:
+            body["target"] = self.target.to_dict()
+        if self.training:
+            body["training"] = self.training
+        if self.distill is not None:
+            body["distill"] = asdict(self.distill)
+        return {self.technique: body}
+
+
+@dataclass
+class Recipe:
+    name: str
+    task: TaskSpec
+    model: ModelSpec
+    steps: list[Step]
+    seed: int = 0
+    output_dir: str | None = None
+    threads: int | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    measure: MeasureSpec = field(default_factory=MeasureSpec)
+    hub: HubSpec = field(default_factory=HubSpec)
+
+    def __post_init__(self):
+        if self.output_dir is None:
+            self.output_dir = f"outputs/{self.name}"
+
+    def to_dict(self) -> dict:
+        """The resolved recipe, JSON-plain; `Recipe.from_dict` reads it back."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "output_dir": self.output_dir,
+            "threads": self.threads,
+            "task": asdict(self.task),
+            "model": asdict(self.model),
+            "training": self.training,
+            "measure": asdict(self.measure),
+            "steps": [step.to_dict() for step in self.steps],
+            "hub": asdict(self.hub),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Recipe:
+        """Read and check a recipe.
+
+        Raises:
+            `RecipeError`: names the key by its path, what is allowed and the nearest valid name.
+        """
+        if value is None or value == {}:
+            raise RecipeError("The recipe is empty; it needs at least name, task, model and steps.")
+        if not isinstance(value, dict):
+            raise RecipeError(f"The recipe is a {type(value).__name__}; give a mapping with name, task, model, steps.")
+        raw = from_mapping(_RawRecipe, value, "recipe")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", raw.name):
+            raise RecipeError(f"recipe.name: got {raw.name!r}; use letters, digits, '.', '_' and '-'.")
+        if raw.threads is not None and raw.threads < 1:
+            raise RecipeError(f"recipe.threads: got {raw.threads}; give a whole number of at least 1, or null.")
+        steps = [_read_step(step, f"steps.{index}") for index, step in enumerate(raw.steps)]
+        check_order(steps)
+        arguments = {name: getattr(raw, name) for name in cls.__dataclass_fields__ if name != "steps"}
+        recipe = cls(**arguments, steps=steps)
+        if recipe.hub.push and not recipe.hub.repo_id:
+            raise RecipeError("hub.repo_id: needed to push; give it as user/name.")
+        return recipe
+
+    def identity(self) -> str:
+        """Hash of what determines the result: task, model, training, steps and seed; no paths, no Hub settings."""
+        plain = self.to_dict()
+        plain["task"].pop("data_dir")
+        kept = {key: plain[key] for key in ("task", "model", "training", "steps", "seed")}
+        kept["precision"] = plain["measure"]["precision"]
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass
+class _RawRecipe:
+    name: str
+    task: TaskSpec
+    model: ModelSpec
+    steps: list
+    seed: int = 0
+    output_dir: str | None = None
+    threads: int | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    measure: MeasureSpec = field(default_factory=MeasureSpec)
+    hub: HubSpec = field(default_factory=HubSpec)
+
+
+def load_recipe(source: str | Path | dict | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from a YAML file or a mapping and apply overrides such as `steps.1.target.macs=0.5`.
+
+    Raises:
+        `RecipeError`: if the file is missing, empty, not YAML, or not a valid recipe.
+    """
+    if isinstance(source, Recipe):
+        source = source.to_dict()
+    if isinstance(source, dict):
+        value = json.loads(json.dumps(source))  # a copy, and proof that it is plain
+    else:
+        try:
+            value = yaml.load(Path(source).read_text(encoding="utf-8"), _StrictLoader)
+        except FileNotFoundError:
+            raise RecipeError(f"{source}: there is no such file.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{source}: cannot be read ({error}).") from None
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{source}: is not valid YAML: {error}") from None
+    for override in overrides:
+        _apply_override(value, override)
+    return Recipe.from_dict(value)
+
+
+def _read_step(value: Any, path: str) -> Step:
+    if not isinstance(value, dict) or len(value) != 1:
+        raise RecipeError(
+            f"{path}: got {value!r}; a step is a mapping with one key, one of {', '.join(TECHNIQUES)}, "
+            "such as {prune: {method: magnitude, target: {macs: 0.5}}}."
+        )
+    ((technique, body),) = value.items()
+    if technique not in TECHNIQUES:
+        raise RecipeError(
+            f"{path}.{technique}: unknown technique{nearest(technique, TECHNIQUES)}; allowed are "
+            f"{', '.join(TECHNIQUES)}."
+        )
+    path = f"{path}.{technique}"
+    if body is None:
+        body = {}
+    if not isinstance(body, dict):
+        raise RecipeError(f"{path}: got {body!r}; give a mapping of options.")
+    body = dict(body)
+    method_key = METHOD_KEYS.get(technique, "method")
+    name = body.pop(method_key, DEFAULT_METHODS.get(technique))
+    if name is None:
+        known = ", ".join(method.name for method in methods(technique))
+        raise RecipeError(f"{path}.{method_key}: this key is required and missing; allowed are {known}.")
+    try:
+        method = get_method(technique, name)
+    except RecipeError as error:
+        raise RecipeError(f"{path}.{str(error).split('.', 1)[1]}") from None
+    common = {key: body.pop(key) for key in COMMON_KEYS[technique] if key in body}
+    for key in ("target", "training", "distill"):
+        if key in body:
+            raise RecipeError(f"{path}.{key}: a {technique} step takes no {key}.")
+    options = _read_options(method, body, path, common)
+    step = Step(technique, name, options)
+    if common.get("target") is not None:
+        step.target = _read_target(common["target"], method, path)
+    if common.get("training") is not None:
+        if not isinstance(common["training"], dict):
+            raise RecipeError(f"{path}.training: got {common['training']!r}; give a mapping of TrainingArguments.")
+        step.training = common["training"]
+    if common.get("distill") is not None:
+        step.distill = from_mapping(get_method("distill", "logits").options, common["distill"], f"{path}.distill")
+    if hasattr(options, "check_target"):
+        try:
+            options.check_target(step.target)
+        except ValueError as error:
+            raise RecipeError(f"{path}.{error}") from None
+    return step
+
+
+def _read_options(method, body: dict, path: str, common: dict):
+    known = [*method.options.__dataclass_fields__, *COMMON_KEYS[method.technique]]
+    for key in body:
+        if key not in method.options.__dataclass_fields__:
+            raise RecipeError(
+                f"{path}.{key}: unknown key{nearest(key, known)}; allowed are {', '.join(known) or 'none'}."
+            )
+    return from_mapping(method.options, body, path)
+
+
+def _read_target(value: Any, method, path: str) -> Target:
+    try:
+        target = Target.from_dict(value)
+    except RecipeError as error:
+        raise RecipeError(f"{path}.{error}") from None
+    if target.kind not in method.targets:
+        raise RecipeError(
+            f"{path}.target.{target.kind}: the method {method.name} takes "
+            f"{'a target of ' + ' or '.join(sorted(method.targets)) if method.targets else 'no target'}."
+        )
+    return target
+
+
+def check_order(steps: Sequence[Step]) -> None:
+    """Refuse orders of steps that cannot work, with the reason.
+
+    Raises:
+        `RecipeError`: names the step by its path.
+    """
+    if not steps:
+        raise RecipeError(f"recipe.steps: the list is empty; give at least one of {', '.join(TECHNIQUES)}.")
+    compressed, factorized = False, False
+    for index, step in enumerate(steps):
+        path = f"steps.{index}.{step.technique}"
+        if index and steps[index - 1].technique == "quantize":
+            raise RecipeError(
+                f"{path}: nothing can follow the quantize step, whose result is an exported model that no longer "
+                "trains; move quantize to the end."
+            )
+        if factorized and step.technique in ("prune", "factorize"):
+            raise RecipeError(
+                f"{path}: the layers are low-rank pairs by then, whose inner widths are the ranks; "
+                f"put {step.technique} before factorize"
+                + (", or give one factorize step the final target." if step.technique == "factorize" else ".")
+            )
+        teacher = getattr(step.options if step.technique == "distill" else step.distill, "teacher", None)
+        if teacher == "baseline" and not compressed and step.technique in ("distill", "finetune"):
+            raise RecipeError(
+                f"{path}{'' if step.technique == 'distill' else '.distill'}.teacher: 'baseline' is the dense model "
+                "just before the first compressing step, and here the student still is that model; name a teacher, "
+                "or put a prune or factorize step before."
+            )
+        compressed |= step.technique in ("prune", "factorize")
+        factorized |= step.technique == "factorize"
+
+
+def _apply_override(value: Any, override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"override {override!r}: write it as key=value, such as steps.1.target.macs=0.5.")
+    try:
+        new = yaml.load(text, _StrictLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    # error messages name steps.1.prune.target, so that spelling is accepted beside steps.1.target
+    *parents, last = re.sub(rf"^(steps\.\d+)\.({'|'.join(TECHNIQUES)})\.", r"\1.", key).split(".")
+    place = value
+    for depth, part in enumerate(parents):
+        path = ".".join(parents[: depth + 1])
+        if isinstance(place, list):
+            place = _step_body(place, part, path)
+        elif isinstance(place, dict):
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+        else:
+            raise RecipeError(f"override {override!r}: {path} is no mapping.")
+    if not isinstance(place, dict):
+        raise RecipeError(f"override {override!r}: {'.'.join(parents)} is no mapping.")
+    place[last] = new
+
+
+def _step_body(steps: list, index: str, path: str) -> dict:
+    if not index.isdigit() or int(index) >= len(steps):
+        raise RecipeError(f"override {path}: there are the steps 0 to {len(steps) - 1}.")
+    step = steps[int(index)]
+    if not isinstance(step, dict) or len(step) != 1:
+        raise RecipeError(f"override {path}: {step!r} is not a valid step.")
+    ((technique, body),) = step.items()
+    if body is None:
+        body = step[technique] = {}
+    return body
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """`yaml.SafeLoader` that refuses repeated keys and reads `2e-5` as the number it is in YAML 1.2."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hf_compress.errors import CompressionError
+from hf_compress.journal import Journal, peak_memory, reset_peak_memory
+from hf_compress.storage import read_json, whole_folder, write_json
+
+
+def test_an_operation_records_its_time_status_and_notes(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    with journal.operation("surgery", "01_prune", layers=3) as notes:
+        notes["kept"] = 2
+    with pytest.raises(RuntimeError, match="boom"), journal.operation("save", "01_prune"):
+        raise RuntimeError("boom")
+    events = journal.events()
+    assert [(event["operation"], event["status"]) for event in events] == [
+        ("surgery", "started"),
+        ("surgery", "done"),
+        ("save", "started"),
+        ("save", "failed"),
+    ]
+    assert events[1]["notes"] == {"layers": 3, "kept": 2}
+    assert events[1]["peak_bytes"] > 0 and events[1]["wall_seconds"] >= 0
+    assert "RuntimeError: boom" in events[3]["notes"]["error"]
+    assert set(journal.seconds("01_prune")) == {"surgery", "save"}
+
+
+def test_an_unfinished_line_is_skipped_and_swallows_nothing(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.append(operation="a")
+    with open(path, "a") as file:
+        file.write('{"operation": "b", "wall_se')
+    journal.append(operation="c")
+    assert [event["operation"] for event in journal.events()] == ["a", "c"]
+
+
+def test_a_disabled_journal_writes_nothing(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl", enabled=False)
+    with journal.operation("train"):
+        pass
+    assert not journal.path.exists()
+
+
+@pytest.mark.parametrize(("minutes", "kind"), [(0, "reading"), (-1, "reading"), (float("nan"), "reading"), (5, "nap")])
+def test_human_time_is_checked(tmp_path, minutes, kind):
+    with pytest.raises(CompressionError, match="got"):
+        Journal(tmp_path / "journal.jsonl").add_human(minutes, kind)
+
+
+def test_peak_memory_sees_an_allocation():
+    reset_peak_memory()
+    before = peak_memory()
+    block = bytearray(os.urandom(1) * (64 << 20))
+    assert peak_memory() - before >= (32 << 20)
+    del block
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "stage") as aside:
+        (aside / "weights").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with whole_folder(tmp_path / "stage") as aside:
+        (aside / "weights").write_text("whole")
+        assert not (tmp_path / "stage").exists()
+    assert (tmp_path / "stage" / "weights").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
+def test_json_is_whole_and_finite(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    assert read_json(tmp_path / "a.json") == {"x": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert read_json(tmp_path / "a.json") == {"x": 1}
+    (tmp_path / "b.json").write_text('{"x": ')
+    with pytest.raises(CompressionError, match="b.json"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(CompressionError, match="c.json does not exist"):
+        read_json(tmp_path / "c.json")

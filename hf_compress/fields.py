@@ -27,9 +27,8 @@ def from_mapping(cls: type, value: Any, path: str):
     hints = typing.get_type_hints(cls)
     for key in value:
         if key not in _names(cls):
-            raise RecipeError(
-                f"{path}.{key}: unknown key{nearest(key, _names(cls))}; allowed are {', '.join(_names(cls)) or 'none'}."
-            )
+            names = _names(cls)
+            raise RecipeError(f"{path}.{key}: unknown key{nearest(key, names)}; allowed are {', '.join(names)}.")
     for field in fields(cls):
         if field.default is MISSING and field.default_factory is MISSING and field.name not in value:
             raise RecipeError(f"{path}.{field.name}: this key is required and missing.")

@@ -127,6 +127,9 @@ class Recipe:
             "hub": asdict(self.hub),
         }
 
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
     @classmethod
     def from_dict(cls, value: Any) -> Recipe:
         """Read and check a recipe.

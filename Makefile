@@ -1,0 +1,25 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test install lint clean
+
+quickstart: install
+	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch scripts/compress.py recipes/quickstart.yaml
+
+test: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -m "not real"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -e ".[test]"
+	touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info

@@ -1,0 +1,119 @@
+"""The command line: `hf-compress run | push | journal | methods`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import CompressionError
+from .journal import HUMAN_KINDS, Journal
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 done, 2 the input cannot be worked with."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _set_up_logging(options.verbose)
+    try:
+        options.verb(options)
+    except CompressionError as error:
+        print(f"hf-compress: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # a full disk, a folder that may not be written: the message is the remedy, a traceback is not
+        print(f"hf-compress: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-compress", description="Compress Transformers and timm models.")
+    parser.add_argument("--verbose", action="store_true", help="also show what the libraries log")
+    verbs = parser.add_subparsers(required=True, metavar="run | push | journal | methods")
+
+    run = verbs.add_parser("run", help="run a recipe, or finish one that was stopped")
+    run.add_argument("recipe", help="a YAML file")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="such as steps.1.target.macs=0.5")
+    run.add_argument("--push_to_hub", action="store_true", help="upload model, card and results at the end")
+    run.set_defaults(verb=_run)
+
+    push = verbs.add_parser("push", help="upload the model, card and results of a finished run")
+    push.add_argument("run", type=Path, help="a run folder")
+    push.add_argument("--repo_id", required=True, help="user/name")
+    push.add_argument("--private", action="store_true")
+    push.set_defaults(verb=_push)
+
+    journal = verbs.add_parser("journal", help="the time of every operation, by machine and by hand")
+    journal_verbs = journal.add_subparsers(required=True, metavar="add | show")
+    add = journal_verbs.add_parser("add", help="add time that a person spent")
+    add.add_argument("run", type=Path, help="a run folder")
+    add.add_argument("--minutes", type=float, required=True)
+    add.add_argument("--kind", choices=HUMAN_KINDS, required=True)
+    add.add_argument("--technique", help="such as pruning")
+    add.add_argument("--note", default="")
+    add.set_defaults(verb=_journal_add)
+    show = journal_verbs.add_parser("show", help="print the journal")
+    show.add_argument("run", type=Path, help="a run folder")
+    show.set_defaults(verb=_journal_show)
+
+    methods = verbs.add_parser("methods", help="the methods and what they need")
+    methods.set_defaults(verb=_methods)
+    return parser
+
+
+def _run(options) -> None:
+    from .runner import run
+
+    overrides = list(options.overrides)
+    if options.push_to_hub:
+        overrides.append("hub.push=true")
+    run(options.recipe, overrides)
+
+
+def _push(options) -> None:
+    from .publish import push_run
+
+    print(push_run(options.run, options.repo_id, private=options.private))
+
+
+def _run_journal(folder: Path) -> Journal:
+    journal = Journal(folder / "journal.jsonl")
+    if not journal.path.exists():
+        raise CompressionError(f"{folder} is no run folder: it has no journal.jsonl.")
+    return journal
+
+
+def _journal_add(options) -> None:
+    _run_journal(options.run).add_human(options.minutes, options.kind, options.technique, options.note)
+
+
+def _journal_show(options) -> None:
+    for event in _run_journal(options.run).events():
+        if event.get("status") == "started":
+            continue
+        seconds = event.get("wall_seconds", event.get("minutes", 0) * 60)
+        name = event.get("kind") if event["operation"] == "human" else event["operation"]
+        print(f"{event['time'][:19]}  {event.get('stage') or '':<16} {name:<12} {seconds:9.1f} s  {event['status']}")
+
+
+def _methods(options) -> None:
+    from . import load_methods
+    from .registry import methods
+
+    load_methods()
+    for method in methods():
+        needs = ", ".join(sorted(method.needs)) or "nothing but the model"
+        targets = ", ".join(sorted(method.targets)) or "no target"
+        print(f"{method.technique}: {method.name}\n    {method.summary}\n    needs {needs}; takes {targets}")
+        print(f"    supports {', '.join(method.supports) or 'any model'}" + f"; {method.paper}" * bool(method.paper))
+
+
+def _set_up_logging(verbose: bool) -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("hf_compress").setLevel(logging.INFO)
+    if not verbose:
+        for name in ("nncf", "openvino", "optimum", "httpx", "transformers", "datasets"):
+            logging.getLogger(name).setLevel(logging.ERROR)

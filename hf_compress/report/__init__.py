@@ -1,0 +1,30 @@
+"""Tables, plots and model cards, all pure functions of `results.json`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..storage import write_text
+from .card import card_data, model_card
+from .plots import plot_all
+from .tables import latency_table, print_stages, seconds_table, stage_table
+
+
+__all__ = ["card_data", "latency_table", "model_card", "plot_all", "print_stages", "seconds_table", "stage_table"]
+
+
+def write_report(results: dict, run_dir: str | Path, repo_id: str | None = None) -> None:
+    """Write `results.md`, `plots/` and the card `model/README.md` (with its plots beside it) of a run folder."""
+    run_dir = Path(run_dir)
+    plots = plot_all(results, run_dir / "plots")
+    text = [f"# {results['name']}\n", stage_table(results), "## Latency\n", latency_table(results), "## Seconds\n"]
+    text.append(seconds_table(results))
+    for stage in results["stages"]:
+        text += [f"- {stage['name']}: {warning}\n" for warning in stage.get("warnings", [])]
+    text += [f"![{path.stem}](plots/{path.name})\n" for path in plots]
+    write_text(run_dir / "results.md", "\n".join(text))
+    write_text(run_dir / "model" / "README.md", model_card(results, repo_id))
+    for path in plots:
+        (run_dir / "model" / "plots").mkdir(exist_ok=True)
+        shutil.copyfile(path, run_dir / "model" / "plots" / path.name)

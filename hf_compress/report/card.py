@@ -1,0 +1,177 @@
+"""The model card, made from `results.json` alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from .tables import (
+    baseline_stage,
+    human_bytes,
+    human_count,
+    latency_table,
+    seconds_table,
+    served_latency,
+    stage_table,
+)
+
+
+VERBS = {
+    "finetune": "fine-tuning",
+    "prune": "pruning",
+    "factorize": "low-rank factorization",
+    "distill": "knowledge distillation",
+    "quantize": "quantization",
+}
+PIPELINES = {"text": "text-classification", "image": "image-classification"}
+AUTO_CLASSES = {"text": "ForSequenceClassification", "image": "ForImageClassification"}
+
+
+def model_card(results: dict, repo_id: str | None = None) -> str:
+    """The card of a run's last stage, with `model-index` metadata.
+
+    Args:
+        results (`dict`): the content of `results.json` with at least one stage.
+        repo_id (`str`, *optional*): `user/name` on the Hub; `None` writes `path/to/model` in the loading code.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML; names in tables are escaped by the tables
+    )
+    last = results["stages"][-1]
+    techniques = [stage["technique"] for stage in results["stages"] if stage["technique"] in VERBS]
+    return environment.get_template("card.md.jinja").render(
+        card_data=card_data(results).to_yaml(),
+        title=results["name"],
+        base_name=f"`{results['recipe']['model']['name_or_path']}`",
+        steps_text=", then ".join(VERBS[technique] for technique in techniques) or "nothing yet",
+        headline=_headline(results, last),
+        seed_note=f"One run with seed {results['seed']}; nothing was chosen on the evaluation split.",
+        load_code=_load_code(results, last, repo_id or "path/to/model"),
+        load_note=_load_note(last),
+        stage_table=stage_table(results),
+        has_latency_plot=served_latency(last) is not None,
+        latency_table=latency_table(results),
+        skipped=_skipped(results),
+        seconds_table=seconds_table(results),
+        recipe_yaml=yaml.safe_dump(_public_recipe(results["recipe"]), sort_keys=False, allow_unicode=True),
+        setting=_setting(results),
+        limits=_limits(results, last),
+    )
+
+
+def card_data(results: dict) -> ModelCardData:
+    """The metadata block: base model, data set, metrics and the `model-index` with the last stage's figures."""
+    task, last = results["task"], results["stages"][-1]
+    evaluations = [
+        EvalResult(
+            task_type=PIPELINES[task["modality"]],
+            dataset_type=task["hub_dataset"],
+            dataset_name=task["name"],
+            dataset_config=task.get("hub_config"),
+            dataset_split=task["eval_split"],
+            metric_type=metric.rsplit("/", 1)[-1],
+            metric_name=metric,
+            metric_value=round(value, 6),
+        )
+        for metric, value in last["metrics"].items()
+    ]
+    name = results["recipe"]["model"]["name_or_path"]
+    # The Hub takes only ids of its own form as a base model; a local folder's name stays in the text of the card.
+    base_model = name if name.count("/") == 1 and not name.startswith((".", "/", "outputs")) else None
+    return ModelCardData(
+        library_name="hf_compress",
+        pipeline_tag=PIPELINES[task["modality"]],
+        base_model=base_model,
+        datasets=[task["hub_dataset"]],
+        metrics=sorted({metric.rsplit("/", 1)[-1] for metric in last["metrics"]}),
+        tags=["hf_compress", "compression", *dict.fromkeys(stage["technique"] for stage in results["stages"])],
+        model_name=results["name"],
+        eval_results=evaluations,
+    )
+
+
+def _headline(results: dict, last: dict) -> list[tuple[str, str, str]]:
+    dense = baseline_stage(results)
+    rows = [
+        (metric, f"{dense['metrics'].get(metric, float('nan')):.4f}", f"{value:.4f}")
+        for metric, value in last["metrics"].items()
+    ]
+    for label, key, form in (
+        ("parameters", "params", human_count),
+        ("MACs", "macs", human_count),
+        ("size on disk", "size_bytes", human_bytes),
+    ):
+        rows.append((label, form(dense[key]), form(last[key])))
+    served = served_latency(last)
+    if served and served.speedup_torch:
+        rows.append(
+            (
+                f"median latency, batch {served.batch}",
+                f"{1000 * served.p50 * served.speedup_torch:.1f} ms (PyTorch fp32)",
+                f"{1000 * served.p50:.1f} ms ({served.runtime} {served.precision})",
+            )
+        )
+    return rows
+
+
+def _load_code(results: dict, last: dict, name: str) -> str:
+    suffix = AUTO_CLASSES[results["task"]["modality"]]
+    if last["technique"] == "quantize":
+        return f'from optimum.intel import OVModel{suffix}\n\nmodel = OVModel{suffix}.from_pretrained("{name}")'
+    return (
+        f"import hf_compress  # registers how compressed layers are rebuilt\n"
+        f"from transformers import AutoModel{suffix}\n\n"
+        f'model = AutoModel{suffix}.from_pretrained("{name}")'
+    )
+
+
+def _load_note(last: dict) -> str:
+    if last["technique"] == "quantize":
+        return 'Needs `pip install "optimum-intel[openvino]"`; hf_compress itself is not needed.'
+    return (
+        "Without `import hf_compress` loading fails on the shapes of the compressed layers, rather than giving a "
+        "wrong model; only `ignore_mismatched_sizes=True` defeats that, so do not pass it."
+    )
+
+
+def _skipped(results: dict) -> list[str]:
+    reasons = {
+        f"{row['runtime']} {row['precision']}: {row['skipped']}"
+        for stage in results["stages"]
+        for row in stage.get("latency", [])
+        if "skipped" in row
+    }
+    return sorted(reasons)
+
+
+def _public_recipe(recipe: dict) -> dict:
+    """The recipe without this machine's paths."""
+    public = {key: value for key, value in recipe.items() if key not in ("output_dir", "hub")}
+    data_dir = recipe["task"].get("data_dir")
+    public["task"] = {**recipe["task"], "data_dir": data_dir if data_dir == "sample" else None}
+    return public
+
+
+def _setting(results: dict) -> list[str]:
+    environment = results["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    return [
+        f"task: {results['task']['name']}, split `{results['task']['eval_split']}`",
+        f"CPU: {environment['cpu']} ({', '.join(environment['instruction_sets'])}), threads {environment['threads']}",
+        f"versions: {versions}",
+    ]
+
+
+def _limits(results: dict, last: dict) -> list[str]:
+    limits = [
+        f"Judged on {results['task']['name']} alone; other data may lose more.",
+        "Latencies hold for the CPU and the settings named above; measure on yours.",
+    ]
+    warnings = [f"{stage['name']}: {text}" for stage in results["stages"] for text in stage.get("warnings", [])]
+    return limits + warnings

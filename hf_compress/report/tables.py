@@ -1,0 +1,193 @@
+"""Tables made from `results.json` alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..results import latency_row
+
+
+MISSING = "–"
+COLUMNS = (
+    "stage",
+    "metric",
+    "Δ",
+    "params",
+    "MACs",
+    "size",
+    "latency",
+    "vs PyTorch fp32",
+    "vs same runtime",
+    "seconds",
+)
+
+
+@dataclass(frozen=True)
+class ServedLatency:
+    """The row by which a stage is judged, and the dense model's rows timed beside it."""
+
+    runtime: str
+    precision: str
+    batch: int
+    p50: float
+    p90: float
+    speedup_torch: float | None
+    speedup_same_runtime: float | None
+
+
+def main_metric(results: dict) -> str:
+    """The full name of the metric by which the run is judged."""
+    return results["task"]["main_metric"]
+
+
+def baseline_stage(results: dict) -> dict | None:
+    """The record of the dense model, or `None` while the run has not got there."""
+    return next((stage for stage in results["stages"] if stage["name"].endswith("_baseline")), None)
+
+
+def served_latency(stage: dict) -> ServedLatency | None:
+    """The stage in the runtime and precision that would serve it, at the largest batch measured.
+
+    An exported stage is served as it was exported, a torch stage in OpenVINO f32 where that is installed.
+    """
+    rows = [row for row in stage.get("latency", []) if row.get("role", "stage") == "stage" and "p50" in row]
+    if not rows:
+        return None
+    batch = max(row["batch"] for row in rows)
+    order = {("openvino", "int8"): 0, ("openvino", "f32"): 1, ("torch", "fp32"): 2}
+    rows = [row for row in rows if row["batch"] == batch and (row["runtime"], row["precision"]) in order]
+    if not rows:
+        return None
+    row = min(rows, key=lambda row: order[row["runtime"], row["precision"]])
+    torch_row = latency_row(stage, "torch", "fp32", batch, role="baseline")
+    dense = "f32" if row["runtime"] == "openvino" else "fp32"
+    same_row = latency_row(stage, row["runtime"], dense, batch, role="baseline")
+    return ServedLatency(
+        row["runtime"],
+        row["precision"],
+        batch,
+        row["p50"],
+        row["p90"],
+        torch_row["p50"] / row["p50"] if torch_row else None,
+        same_row["p50"] / row["p50"] if same_row else None,
+    )
+
+
+def stage_rows(results: dict) -> list[dict[str, str]]:
+    """One row of formatted text a stage, with the keys of `COLUMNS`."""
+    metric = main_metric(results)
+    baseline = baseline_stage(results)
+    rows = []
+    for stage in results["stages"]:
+        value = stage["metrics"].get(metric)
+        dense = baseline["metrics"].get(metric) if baseline else None
+        served = served_latency(stage)
+        is_baseline = stage is baseline
+        rows.append(
+            {
+                "stage": stage["name"],
+                "metric": MISSING if value is None else f"{value:.4f}",
+                "Δ": MISSING if None in (value, dense) or is_baseline else f"{value - dense:+.4f}",
+                "params": human_count(stage["params"]) + ratio(stage, baseline, "params"),
+                "MACs": human_count(stage["macs"]) + ratio(stage, baseline, "macs"),
+                "size": human_bytes(stage["size_bytes"]) + ratio(stage, baseline, "size_bytes"),
+                "latency": MISSING
+                if served is None
+                else f"{1000 * served.p50:.1f} ms ({served.runtime} {served.precision}, batch {served.batch})",
+                "vs PyTorch fp32": speedup(served and served.speedup_torch),
+                "vs same runtime": speedup(served and served.speedup_same_runtime),
+                "seconds": f"{stage.get('seconds', {}).get('total', 0.0):.0f}",
+            }
+        )
+    return rows
+
+
+def stage_table(results: dict) -> str:
+    """The stages as a Markdown table."""
+    header = ["stage", main_metric(results), *COLUMNS[2:]]
+    return markdown_table(header, [[row[column] for column in COLUMNS] for row in stage_rows(results)])
+
+
+def latency_table(results: dict) -> str:
+    """Every latency row of every stage as a Markdown table, the dense model's rows of its comparison beside it."""
+    header = ["stage", "model", "runtime", "precision", "batch", "length", "threads", "p50 ms", "p90 ms", "samples"]
+    rows = []
+    for stage in results["stages"]:
+        for row in stage.get("latency", []):
+            if "p50" not in row:
+                continue
+            figures = [f"{1000 * row['p50']:.2f}", f"{1000 * row['p90']:.2f}", str(row["samples"])]
+            rows.append(
+                [
+                    stage["name"],
+                    "dense" if row.get("role") == "baseline" else "this stage",
+                    row["runtime"],
+                    row["precision"],
+                    str(row["batch"]),
+                    str(row.get("length") or MISSING),
+                    str(row["threads"]),
+                    *figures,
+                ]
+            )
+    return markdown_table(header, rows)
+
+
+def seconds_table(results: dict) -> str:
+    """Seconds by operation and stage as a Markdown table."""
+    kinds = ("train", "calibrate", "surgery", "evaluate", "measure", "save", "total")
+    rows = [
+        [stage["name"], *(f"{stage.get('seconds', {}).get(kind, 0.0):.1f}" for kind in kinds)]
+        for stage in results["stages"]
+    ]
+    return markdown_table(["stage", *kinds], rows)
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A GitHub-flavoured table; pipes, line breaks and HTML in cells are neutralised."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def print_stages(results: dict) -> None:
+    """Print the table of stages on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{results['name']}: {results['task']['name']}, {main_metric(results)}")
+    for column in COLUMNS:
+        table.add_column(main_metric(results) if column == "metric" else column, justify="left")
+    for row in stage_rows(results):
+        table.add_row(*(Text(row[column]) for column in COLUMNS))
+    Console(width=None if Console().is_terminal else 170).print(table)
+
+
+def human_count(value: int) -> str:
+    """`853018` -> `"853.0 k"`."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return str(value)
+
+
+def human_bytes(value: int) -> str:
+    """`3434552` -> `"3.43 MB"`, decimal units."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value} B"
+
+
+def ratio(stage: dict, baseline: dict | None, key: str) -> str:
+    """`" (47 %)"` of the baseline; empty for the baseline itself."""
+    if baseline is None or stage is baseline or not baseline.get(key):
+        return ""
+    return f" ({100 * stage[key] / baseline[key]:.0f} %)"
+
+
+def speedup(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}x"
+
+
+def _cell(text: str) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

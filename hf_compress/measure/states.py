@@ -1,0 +1,40 @@
+"""Looking at a model without changing it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode without gradients; afterwards every module has the training flag it had before.
+
+    `model.train(flag)` would not do: frozen batch-norm layers keep a flag of their own.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A second model in eval mode that shares every parameter and buffer with `model`, so it costs no memory."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared).eval()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter; the CPU where there is none (an exported model)."""
+    if isinstance(model, nn.Module):
+        for parameter in model.parameters():
+            return parameter.device
+    return torch.device("cpu")

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import builtins
+
+import pytest
+import torch
+
+from hf_compress.errors import BackendUnavailableError, UnsupportedModelError
+from hf_compress.measure import to_openvino
+from hf_compress.measure.inputs import example_inputs
+
+from .architectures import batch_for, bert, build
+
+
+openvino = pytest.importorskip("openvino")
+
+
+def logits_of(exported, inputs):
+    compiled = openvino.compile_model(exported, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return torch.from_numpy(compiled({name: value.numpy() for name, value in inputs.items()})["logits"])
+
+
+@pytest.fixture(scope="module")
+def exports():
+    """Each architecture with its export, converted from training mode with one part frozen; (name) -> (model, export)."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            model = build(name).train()
+            next(model.children()).eval()
+            flags = [module.training for module in model.modules()]
+            state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+            made[name] = model, to_openvino(model)
+            assert [module.training for module in model.modules()] == flags
+            assert torch.is_grad_enabled()
+            assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
+            model.eval()
+        return made[name]
+
+    return get
+
+
+def logits_of_torch(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "timm_resnet", "timm_vit"])
+def test_logits_are_those_of_torch_at_other_shapes(exports, name):
+    model, exported = exports(name)
+    assert [port.get_any_name() for port in exported.inputs] == list(example_inputs(model))
+    assert all(len(port.get_names()) == 1 for port in (*exported.inputs, *exported.outputs))
+    assert [port.get_any_name() for port in exported.outputs] == ["logits"]
+    compiled = openvino.compile_model(exported, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for batch, length in ((1, 5), (3, 20), (6, 64)):
+        inputs = batch_for(model, batch, length)
+        expected = logits_of_torch(model, inputs)
+        if "attention_mask" in inputs and batch > 1:  # the comparison would see a lost mask
+            unmasked = {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
+            assert (logits_of_torch(model, unmasked) - expected).abs().max() > 1e-3
+        found = torch.from_numpy(compiled({key: value.numpy() for key, value in inputs.items()})["logits"])
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "timm_resnet"])
+def test_optimum_takes_the_result(exports, name, tmp_path):
+    from optimum.intel import OVModelForImageClassification, OVModelForSequenceClassification
+
+    model, exported = exports(name)
+    kind = OVModelForSequenceClassification if name == "bert" else OVModelForImageClassification
+    kind(exported.clone(), config=model.config).save_pretrained(tmp_path)
+    inputs = batch_for(model, 3, 9)
+    loaded = kind.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(**inputs).logits, logits_of_torch(model, inputs), atol=1e-4, rtol=1e-4)
+
+
+def test_result_does_not_follow_later_changes_of_the_weights(exports):
+    model, exported = exports("bert")
+    inputs = batch_for(model, 2, 8)
+    expected = logits_of_torch(model, inputs)
+    originals = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    assert (logits_of_torch(model, inputs) - expected).abs().max() > 1e-3
+    torch.testing.assert_close(logits_of(exported, inputs), expected, atol=1e-4, rtol=1e-4)
+    model.load_state_dict(originals)
+
+
+def test_half_precision_weights_are_exported_as_float32():
+    model = build("bert").bfloat16()
+    inputs = batch_for(model, 2, 8)
+    exported = to_openvino(model)
+    assert model.dtype == torch.bfloat16
+    with torch.no_grad():
+        expected = model.float()(**inputs).logits
+    torch.testing.assert_close(logits_of(exported, inputs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_model_without_logits_is_refused():
+    with pytest.raises(UnsupportedModelError, match="logits"):
+        to_openvino(bert().base_model)
+
+
+def test_missing_engine_names_the_extra(monkeypatch):
+    original = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.split(".")[0] == "openvino":
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(BackendUnavailableError, match=r"pip install hf_compress\[openvino\]"):
+        to_openvino(bert())

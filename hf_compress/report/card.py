@@ -44,12 +44,11 @@ def model_card(results: dict, repo_id: str | None = None) -> str:
         autoescape=False,  # Markdown, not HTML; names in tables are escaped by the tables
     )
     last = results["stages"][-1]
-    techniques = [stage["technique"] for stage in results["stages"] if stage["technique"] in VERBS]
     return environment.get_template("card.md.jinja").render(
         card_data=card_data(results).to_yaml(),
         title=results["name"],
         base_name=f"`{results['recipe']['model']['name_or_path']}`",
-        steps_text=", then ".join(VERBS[technique] for technique in techniques) or "nothing yet",
+        steps_text=", then ".join(VERBS[technique] for technique in _techniques(results)) or "nothing yet",
         headline=_headline(results, last),
         seed_note=f"One run with seed {results['seed']}; nothing was chosen on the evaluation split.",
         load_code=_load_code(results, last, repo_id or "path/to/model"),
@@ -90,10 +89,14 @@ def card_data(results: dict) -> ModelCardData:
         base_model=base_model,
         datasets=[task["hub_dataset"]],
         metrics=sorted({metric.rsplit("/", 1)[-1] for metric in last["metrics"]}),
-        tags=["hf_compress", "compression", *dict.fromkeys(stage["technique"] for stage in results["stages"])],
+        tags=["hf_compress", "compression", *dict.fromkeys(VERBS[t] for t in _techniques(results))],
         model_name=results["name"],
         eval_results=evaluations,
     )
+
+
+def _techniques(results: dict) -> list[str]:
+    return [stage["technique"] for stage in results["stages"] if stage["technique"] in VERBS]
 
 
 def _headline(results: dict, last: dict) -> list[tuple[str, str, str]]:

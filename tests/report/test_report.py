@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_compress.errors import CompressionError
+from hf_compress.report import model_card, plot_all, print_stages, stage_table, write_report
+from hf_compress.report.tables import served_latency
+from hf_compress.results import load_results, save_results
+
+
+def row(runtime, precision, p50, role="stage", batch=128):
+    return {
+        "runtime": runtime,
+        "precision": precision,
+        "batch": batch,
+        "length": None,
+        "threads": 2,
+        "p50": p50,
+        "p90": p50 * 1.1,
+        "samples": 20,
+        "role": role,
+    }
+
+
+@pytest.fixture
+def results():
+    dense_rows = [row("torch", "fp32", 0.24, "baseline"), row("openvino", "f32", 0.12, "baseline")]
+    seconds = {"total": 30.0, "train": 20.0, "surgery": 2.0, "evaluate": 4.0, "measure": 3.0, "save": 1.0}
+    return {
+        "format_version": 1,
+        "name": "test-run",
+        "seed": 0,
+        "recipe": {
+            "name": "test-run",
+            "seed": 0,
+            "output_dir": "/somewhere/secret",
+            "task": {"name": "cifar10", "data_dir": "/somewhere/secret"},
+            "model": {"name_or_path": "org/resnet20_cifar10"},
+            "steps": [{"prune": {"method": "magnitude"}}],
+            "hub": {},
+        },
+        "environment": {"cpu": "CPU <1>", "instruction_sets": ["avx2"], "threads": 2, "versions": {"torch": "2"}},
+        "task": {
+            "name": "cifar10",
+            "modality": "image",
+            "main_metric": "accuracy",
+            "hub_dataset": "uoft-cs/cifar10",
+            "hub_config": "plain_text",
+            "eval_split": "test",
+        },
+        "stages": [
+            {
+                "name": "00_baseline",
+                "technique": "none",
+                "method": "none",
+                "metrics": {"accuracy": 0.92},
+                "params": 270_000,
+                "macs": 41_000_000,
+                "size_bytes": 1_100_000,
+                "latency": [row("torch", "fp32", 0.24), row("openvino", "f32", 0.12), *dense_rows],
+                "seconds": seconds,
+            },
+            {
+                "name": "01_prune",
+                "technique": "prune",
+                "method": "magnitude",
+                "metrics": {"accuracy": 0.90},
+                "params": 135_000,
+                "macs": 20_500_000,
+                "size_bytes": 560_000,
+                "latency": [row("torch", "fp32", 0.16), row("openvino", "f32", 0.08), *dense_rows],
+                "seconds": seconds,
+                "layers": {"layer1.0.conv1": {"kept": 8, "of": 16}, "layer1.1.conv1": {"kept": 4, "of": 16}},
+                "epochs": [{"epoch": 1.0, "accuracy": 0.85}, {"epoch": 2.0, "accuracy": 0.89}],
+                "warnings": ["target macs 0.5 was missed: 0.52"],
+            },
+            {
+                "name": "02_quantize",
+                "technique": "quantize",
+                "method": "openvino",
+                "metrics": {"accuracy": 0.899},
+                "params": 135_000,
+                "macs": 20_500_000,
+                "size_bytes": 180_000,
+                "latency": [
+                    row("openvino", "int8", 0.04),
+                    {"runtime": "openvino", "precision": "bf16", "skipped": "no bf16 instructions"},
+                    *dense_rows,
+                ],
+                "seconds": seconds,
+            },
+        ],
+    }
+
+
+def test_the_speed_up_is_against_the_dense_model_timed_beside_it(results):
+    served = served_latency(results["stages"][2])
+    assert (served.runtime, served.precision, served.batch) == ("openvino", "int8", 128)
+    assert served.speedup_torch == pytest.approx(6.0)
+    assert served.speedup_same_runtime == pytest.approx(3.0)
+    assert served_latency(results["stages"][1]).speedup_torch == pytest.approx(3.0)
+
+
+def test_the_table_has_a_row_a_stage_with_its_change(results, capsys):
+    table = stage_table(results)
+    assert len(table.strip().splitlines()) == 5
+    assert "-0.0200" in table and "(50 %)" in table and "6.00x" in table
+    print_stages(results)
+    assert "02_quantize" in capsys.readouterr().out
+
+
+def test_a_stage_without_latency_has_no_speed_up(results):
+    for stage in results["stages"]:
+        stage["latency"] = []
+    assert "x |" not in stage_table(results)
+
+
+def test_markup_in_names_is_neutralised(results):
+    results["stages"][1]["name"] = "01_<script>|x"
+    line = stage_table(results).splitlines()[3]
+    assert "<script>" not in line and "\\|x" in line
+
+
+def test_the_card_has_a_model_index_and_the_limits(results, tmp_path):
+    text = model_card(results, "me/small")
+    card = ModelCard(text)
+    assert card.data.model_name == "test-run"
+    assert card.data.eval_results[0].metric_value == pytest.approx(0.899)
+    assert card.data.base_model == "org/resnet20_cifar10"
+    assert yaml.safe_load(text.split("---")[1])["model-index"][0]["results"][0]["dataset"]["split"] == "test"
+    assert 'OVModelForImageClassification.from_pretrained("me/small")' in text
+    assert "target macs 0.5 was missed" in text and "no bf16 instructions" in text
+    assert "/somewhere/secret" not in text
+    torch_card = model_card({**results, "stages": results["stages"][:2]})
+    assert "import hf_compress" in torch_card and "ignore_mismatched_sizes" in torch_card
+
+
+def test_a_local_base_model_is_no_metadata(results):
+    results["recipe"]["model"]["name_or_path"] = "/somewhere/model"
+    assert ModelCard(model_card(results)).data.base_model is None
+
+
+def test_the_report_is_written_and_every_plot_is_a_picture(results, tmp_path):
+    write_report_folder = tmp_path / "run"
+    (write_report_folder / "model").mkdir(parents=True)
+    write_report(results, write_report_folder)
+    names = {path.name for path in (write_report_folder / "plots").iterdir()}
+    assert names == {"accuracy_latency.png", "accuracy_size.png", "layers.png", "seconds.png", "epochs.png"}
+    for path in (write_report_folder / "plots").iterdir():
+        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "01_prune: target macs 0.5 was missed" in (write_report_folder / "results.md").read_text()
+    assert (write_report_folder / "model" / "plots" / "accuracy_latency.png").exists()
+
+
+def test_no_plot_without_data(results, tmp_path):
+    stage = results["stages"][0]
+    stage["latency"], stage["seconds"] = [], {}
+    assert [path.name for path in plot_all({**results, "stages": [stage]}, tmp_path)] == ["accuracy_size.png"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.update(format_version=99), "upgrade"),
+        (lambda r: r.pop("format_version"), "no results.json"),
+        (lambda r: r["stages"][1].pop("params"), "stages.1 lacks params"),
+        (lambda r: r.update(stages={}), "must be a list"),
+    ],
+)
+def test_results_that_cannot_be_read_are_refused(results, tmp_path, change, message):
+    save_results(results, tmp_path / "results.json")
+    assert load_results(tmp_path) == results
+    broken = copy.deepcopy(results)
+    change(broken)
+    with pytest.raises(CompressionError, match=message):
+        save_results(broken, tmp_path / "results.json")
+    assert load_results(tmp_path) == results

@@ -1,7 +1,7 @@
 """Where a model or a data set is: a local path, a data root of `HF_COMPRESS_DATA`, or the Hub.
 
-`HF_COMPRESS_DATA` lists folders, separated as in `PATH`, each laid out as `models/<name>` and `datasets/<name>` with the
-names of the Hub. The data of the package itself is looked at after them.
+`HF_COMPRESS_DATA` lists folders, separated as in `PATH`, each laid out as `models/<name>` and `datasets/<name>` with
+the names of the Hub. The data of the package itself is looked at after them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def data_roots() -> list[Path]:
 def places(name: str, kind: Kind) -> list[Path]:
     """The local paths at which `name` is looked for, in order; whether they exist or not."""
     local = Path(name).expanduser()
-    if local.is_absolute() or ".." in local.parts:
+    if local.is_absolute() or name.startswith(".") or ".." in local.parts:
         return [local]
     return [local, *(root / kind / name for root in data_roots())]
 
@@ -59,12 +59,14 @@ def resolve(name: str, kind: Kind, revision: str | None = None) -> Path | str:
         revision (`str`, *optional*): a revision of the Hub repository. A local copy has none, which is logged.
 
     Returns:
-        `Path | str`: the path of a local copy (a model is a folder with a `config.json`); otherwise `name` itself, a Hub
-        id or a timm entry, which nobody has asked the Hub for yet.
+        `Path | str`: the path of a local copy (a model is a folder with a `config.json`); otherwise `name` itself, a
+        Hub id or a timm entry, which nobody has asked the Hub for yet.
 
     Raises:
         `NotFoundError`: if `name` is neither at a local place nor possible as a Hub id.
     """
+    if not name.strip():
+        raise NotFoundError(f"An empty name was given for a {_NOUN[kind]}; give a path or a Hub id.")
     for place in places(name, kind):
         if _holds(place, kind):
             if revision is not None:
@@ -75,15 +77,17 @@ def resolve(name: str, kind: Kind, revision: str | None = None) -> Path | str:
     return name
 
 
-def not_found(name: str, kind: Kind, *, cause: object = None) -> NotFoundError:
+def not_found(name: str, kind: Kind, *, cause: object = None, part: str | None = None) -> NotFoundError:
     """The error for a name that nothing was found for: the places looked at, and the commands that would fetch it.
 
     Args:
         name (`str`): the name as it was given.
         kind (`str`): `"models"` or `"datasets"`.
-        cause (`object`, *optional*): what the Hub answered; its first line is quoted.
+        cause (`object`, *optional*): what the Hub answered, an exception or a text; its first line is quoted.
+        part (`str`, *optional*): the part that is missing, such as `"tokenizer"`, where the rest is there.
     """
-    lines = [f"The {_NOUN[kind]} {name!r} was not found. Looked at:"]
+    what = f"{part} of the {_NOUN[kind]}" if part else _NOUN[kind]
+    lines = [f"The {what} {name!r} was not found. Looked at:"]
     lines += [f"  - {place.absolute()} ({_state(place, kind)})" for place in places(name, kind)]
     if kind == "models" and "/" not in name:
         lines.append("  - the timm registry (no such entry)")
@@ -96,12 +100,13 @@ def not_found(name: str, kind: Kind, *, cause: object = None) -> NotFoundError:
 
 
 def fetch_commands(name: str, kind: Kind) -> list[str]:
-    """Shell commands, any one line of which puts the Hub repository `name` where `resolve` finds it."""
-    root = data_roots()[0]
+    """Shell commands that put the Hub repository `name` where `resolve` finds it: one download line is enough."""
     commands = []
-    if root == PACKAGE_ROOT:
+    listed = data_roots()[:-1]
+    root = next((root for root in listed if os.access(root, os.W_OK)), None)
+    if root is None:
         root = Path("hub").absolute()
-        commands.append(f"export {DATA_ROOTS}={root}")
+        commands.append(f"export {DATA_ROOTS}={os.pathsep.join(map(str, [root, *listed]))}")
     what = name if kind == "models" else f"{name} --repo-type dataset"
     download = f"hf download {what} --local-dir {root / kind / name}"
     commands += [download, f"HF_ENDPOINT={MIRROR} {download}    # through a mirror"]
@@ -133,5 +138,10 @@ def _hub_answer(cause: object) -> str:
 
     if is_offline():
         return "not asked, because HF_HUB_OFFLINE is set; and it is not in the Hub's cache"
-    first = str(cause).strip().splitlines()[0] if cause is not None and str(cause).strip() else "not asked"
-    return f"{constants.ENDPOINT}: {first}"
+    # transformers words every failure to reach the Hub as a missing file; the first error of the chain knows better
+    while isinstance(cause, BaseException) and (earlier := cause.__cause__ or cause.__context__) is not None:
+        cause = earlier
+    if isinstance(cause, RuntimeError) and "client has been closed" in str(cause):
+        cause = "there is no connection"  # the second try of huggingface_hub, after it closed its client
+    lines = str(cause).strip().splitlines() if cause is not None else []
+    return f"{constants.ENDPOINT}: {lines[0]}" if lines else "not asked"

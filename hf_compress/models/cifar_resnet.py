@@ -81,7 +81,8 @@ class CifarResNet(ResNet):
         stem_channels (`int`): channels of the stem.
         shortcut (`str`, *optional*, defaults to `"B"`): `"A"` pads with zeros and has no parameters, `"B"` is a 1 x 1
             convolution with batch normalization. Both only where the shape changes.
-        zero_init_last (`bool`, *optional*, defaults to `False`): start every block as the identity. The paper does not.
+        zero_init_last (`bool`, *optional*, defaults to `False`): start every block as the identity, which the paper
+            does not.
         kwargs: the other arguments of timm's `ResNet`.
     """
 
@@ -145,6 +146,7 @@ def _create(variant: str, pretrained: bool, channels: Sequence[int], **kwargs) -
 
 def _thin(variant: str, pretrained: bool, depth: int, channels: Sequence[int] = (16, 32, 64), **kwargs) -> nn.Module:
     layers = ((depth - 2) // 6,) * 3
+    kwargs.setdefault("shortcut", "A")  # what the paper uses on CIFAR-10
     return _create(variant, pretrained, channels, block=BasicBlock, layers=layers, **kwargs)
 
 

@@ -1,0 +1,7 @@
+"""Tasks: CIFAR-10 and the nine subsets of GLUE, from the Hub or from local copies in any common form."""
+
+from .dataset import Batch, BatchDataset, ImageDataset, TextDataset
+from .task import Task, TaskData, TaskSpec, load_task
+
+
+__all__ = ["Batch", "BatchDataset", "ImageDataset", "Task", "TaskData", "TaskSpec", "TextDataset", "load_task"]

@@ -1,0 +1,50 @@
+"""Distillation from logits as a step, or as a block inside of another step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import CompressionError
+from ..registry import StepContext, register_method
+from .term import DistillationTerm, check_ranges
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """What to learn from, and how much.
+
+    Args:
+        teacher (`str`, *optional*, defaults to `"baseline"`): the dense model, or a name or path of any model of the
+            same task.
+        temperature (`float`, *optional*, defaults to 4.0): softens both distributions; above 0.
+        alpha (`float`, *optional*, defaults to 0.9): the weight of the teacher, from 0 to 1; 1 needs no labels.
+    """
+
+    teacher: str = "baseline"
+    temperature: float = 4.0
+    alpha: float = 0.9
+
+    def __post_init__(self):
+        if not self.teacher:
+            raise CompressionError("teacher: got an empty text; give 'baseline', or a name or path of a model.")
+        check_ranges(self.temperature, self.alpha)
+
+    def term(self, model: nn.Module, context) -> DistillationTerm:
+        """The loss term for the student `model`; loads the teacher."""
+        return DistillationTerm(model, context.teacher(self.teacher), self.temperature, self.alpha, self.teacher)
+
+
+@register_method(
+    "distill",
+    "logits",
+    options=DistillOptions,
+    needs={"teacher"},
+    trains=True,
+    paper="Hinton et al., Distilling the Knowledge in a Neural Network, 2015 (arXiv:1503.02531)",
+    supports=("conv", "linear", "bert", "timm"),
+)
+def distill_logits(model: nn.Module, options: DistillOptions, context: StepContext) -> None:
+    """Train on labels and on the softened logits of a teacher."""
+    context.train(model, loss_terms=[options.term(model, context)])

@@ -1,0 +1,99 @@
+"""The teacher as a term of the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import CompressionError
+from ..training import prefer_channels_last
+from .compatibility import accepted_inputs, check_teacher, is_regression, renormalization
+from .losses import distillation_loss, mix, regression_loss
+
+
+class DistillationTerm:
+    """Mixes the teacher's logits into the loss: `(1 - alpha) · CE + alpha · T² · KL`.
+
+    For a regression both parts are mean squared errors and the temperature plays no role. The teacher stays outside
+    the student, so it is in no optimizer, no checkpoint and no wrapper for several processes; it is in eval mode, is
+    not trained, and moves once to the device of the student. Trainers leave the term out of evaluation.
+
+    Args:
+        student ([`~transformers.PreTrainedModel`]), teacher ([`~transformers.PreTrainedModel`]): the same task; they
+            may be of different architectures. Pixels are normalized anew for a teacher with another mean and standard
+            deviation.
+        temperature (`float`, *optional*, defaults to 4.0): T, above 0.
+        alpha (`float`, *optional*, defaults to 0.9): the weight of the teacher, from 0 to 1; 1 needs no labels.
+        name (`str`, *optional*): the teacher's name, for messages.
+
+    Raises:
+        `CompressionError`: if the teacher does not fit the student, or a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        temperature: float = 4.0,
+        alpha: float = 0.9,
+        name: str | None = None,
+    ):
+        check_ranges(temperature, alpha)
+        check_teacher(student, teacher)
+        self.teacher = teacher.eval()
+        self.temperature = temperature
+        self.alpha = alpha
+        self.name = name or type(teacher).__name__
+        self._regression = is_regression(student)
+        self._inputs = accepted_inputs(teacher)
+        self._renormalization = renormalization(student, teacher)
+        self._positions = getattr(teacher.config, "max_position_embeddings", None)
+        self._device: torch.device | None = None
+
+    def __repr__(self) -> str:
+        return f"DistillationTerm(teacher={self.name!r}, temperature={self.temperature:g}, alpha={self.alpha:g})"
+
+    def __call__(self, loss: torch.Tensor | None, outputs: Any, inputs: dict, model: nn.Module) -> torch.Tensor:
+        if loss is None and self.alpha != 1.0:
+            raise CompressionError(
+                f"alpha: got {self.alpha:g}, which leaves {1 - self.alpha:.2g} to the labels, and the data has none; "
+                "give alpha 1, or data with labels."
+            )
+        if self.alpha == 0.0:
+            return loss
+        student = outputs["logits"] if isinstance(outputs, dict) else outputs[0 if loss is None else 1]
+        teacher = self.logits(inputs, student.device)
+        if self._regression:
+            return mix(loss, regression_loss(student, teacher), self.alpha)
+        return mix(loss, distillation_loss(student, teacher, self.temperature), self.alpha)
+
+    @torch.no_grad()
+    def logits(self, inputs: dict, device: torch.device) -> torch.Tensor:
+        """What the teacher says to a batch, of the shape of the student's logits."""
+        if self._device != device:
+            self.teacher.to(device)
+            prefer_channels_last(self.teacher, device)
+            self._device = device
+        if self.teacher.training:
+            self.teacher.eval()
+        inputs = {name: value for name, value in inputs.items() if name in self._inputs}
+        pixels, tokens = inputs.get("pixel_values"), inputs.get("input_ids")
+        if pixels is not None and self._renormalization is not None:
+            scale, shift = (value.to(pixels) for value in self._renormalization)
+            inputs["pixel_values"] = pixels * scale + shift
+        if tokens is not None and self._positions is not None and tokens.shape[-1] > self._positions:
+            raise CompressionError(
+                f"teacher: got {tokens.shape[-1]} tokens, and it reads at most {self._positions}; lower max_length."
+            )
+        return self.teacher(**inputs)["logits"]
+
+
+def check_ranges(temperature: float, alpha: float) -> None:
+    """Raise a `CompressionError` for a temperature of 0 or less, or an alpha outside of 0 to 1."""
+    if not 0 < temperature <= 1000:
+        raise CompressionError(f"temperature: got {temperature!r}; give a number above 0, such as 4.")
+    if not 0 <= alpha <= 1:
+        raise CompressionError(f"alpha: got {alpha!r}; give the weight of the teacher, from 0 to 1.")

@@ -22,7 +22,7 @@ def logits_of(exported, inputs):
 
 @pytest.fixture(scope="module")
 def exports():
-    """Each architecture with its export, converted from training mode with one part frozen; (name) -> (model, export)."""
+    """Gives a model by name and its export, converted from training mode with one part frozen."""
     made = {}
 
     def get(name):

@@ -1,0 +1,152 @@
+"""The machine: what it is, what it can do fast, and how many threads this process may use of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+import psutil
+import torch
+
+from ..errors import CompressionError
+
+
+PACKAGES = (
+    "hf_compress",
+    "torch",
+    "transformers",
+    "timm",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "torch-pruning",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+    "optimum",
+    "optimum-intel",
+    "openvino",
+    "nncf",
+    "onnxruntime",
+    "peft",
+)
+# of an x86 CPU's flags, those that decide how fast a network runs, slowest first
+INSTRUCTION_SETS = (
+    "sse4_2",
+    "avx",
+    "f16c",
+    "fma",
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "amx_fp16",
+)
+FAST_BF16 = {"avx512_bf16", "amx_bf16"}
+
+_threads: int | None = None
+
+
+def environment() -> dict:
+    """
+    What results depend on besides the recipe, as plain JSON.
+
+    Returns:
+        `dict`: `versions` (of each package that matters, `None` where it is not installed), `python`, `os`, `cpu`,
+        `instruction_sets`, `fast_bf16`, `cores` (physical), `logical_cores`, `usable_cores` (that this process may
+        run on), `threads` (of PyTorch), `memory_bytes`.
+    """
+    return {
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "os": platform.platform(),
+        "cpu": cpu_name(),
+        "instruction_sets": instruction_sets(),
+        "fast_bf16": has_fast_bf16(),
+        "cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(),
+        "usable_cores": usable_cores(),
+        "threads": configured_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def has_fast_bf16() -> bool:
+    """Whether the CPU computes in bfloat16 itself (AVX512-BF16 or AMX). Elsewhere it is emulated, 100 times slower."""
+    return not FAST_BF16.isdisjoint(instruction_sets())
+
+
+def instruction_sets() -> list[str]:
+    """Of `INSTRUCTION_SETS`, those of this CPU; empty on other architectures than x86."""
+    return list(_instruction_sets())
+
+
+def cpu_name() -> str:
+    """The CPU's own name, such as "Intel(R) Xeon(R) Platinum 8488C"."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def configure_threads(threads: int | None = None) -> int:
+    """
+    Set the threads of PyTorch, and remember them for OpenVINO.
+
+    Args:
+        threads (`int`, *optional*): by default this process's cores, divided by the local processes of a
+            distributed run. What a launcher put into `OMP_NUM_THREADS` is overruled.
+
+    Returns:
+        `int`: the threads set.
+    """
+    global _threads
+    if threads is None:
+        threads = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise CompressionError(f"threads: got {threads!r}; give a whole number of at least 1, or null for all cores.")
+    torch.set_num_threads(threads)
+    _threads = threads
+    return threads
+
+
+def configured_threads() -> int:
+    """What `configure_threads` set last, otherwise what PyTorch uses."""
+    return torch.get_num_threads() if _threads is None else _threads
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entries in `/proc/cpuinfo`; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
+@cache
+def _instruction_sets() -> tuple[str, ...]:
+    flags = set(_cpuinfo().get("flags", "").split())
+    if not flags and hasattr(torch.cpu, "get_capabilities"):  # not Linux
+        renamed = {"fma3": "fma", "avx512_f": "avx512f"}
+        flags = {renamed.get(name, name) for name, present in torch.cpu.get_capabilities().items() if present is True}
+    return tuple(name for name in INSTRUCTION_SETS if name in flags)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hf_compress.errors import CompressionError
+from hf_compress.measure import (
+    PeakMemory,
+    configure_threads,
+    configured_threads,
+    environment,
+    has_fast_bf16,
+    machine,
+)
+from hf_compress.measure.machine import usable_cores
+
+
+@pytest.fixture
+def threads():
+    """Leaves the threads as they were."""
+    before, remembered = torch.get_num_threads(), machine._threads
+    yield
+    torch.set_num_threads(before)
+    machine._threads = remembered
+
+
+@pytest.fixture
+def cpu_with(monkeypatch):
+    """Lets the CPU have the given flags."""
+
+    def pretend(flags):
+        machine._instruction_sets.cache_clear()
+        monkeypatch.setattr(machine, "_cpuinfo", lambda: {"model name": "Abacus", "flags": flags})
+
+    yield pretend
+    machine._instruction_sets.cache_clear()
+
+
+def test_environment_is_plain_json_and_complete():
+    found = environment()
+    assert json.loads(json.dumps(found)) == found
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert found["cpu"]
+    assert found["memory_bytes"] > 2**28
+    assert 1 <= found["usable_cores"] <= found["logical_cores"]
+    assert found["threads"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [
+        ("fpu avx avx2 fma", False),
+        ("fpu avx2 avx512f avx512_vnni amx_int8 amx_tile", False),
+        ("fpu avx2 avx512f avx512_bf16", True),
+        ("fpu avx2 amx_bf16 amx_tile", True),
+    ],
+)
+def test_bf16_is_fast_where_the_cpu_has_it(cpu_with, flags, fast):
+    cpu_with(flags)
+    assert has_fast_bf16() is fast
+    assert environment()["cpu"] == "Abacus"
+    assert set(environment()["instruction_sets"]) == set(flags.split()) - {"fpu"}
+
+
+def test_threads_are_set_whatever_the_launcher_exported(threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert configure_threads(3) == torch.get_num_threads() == configured_threads() == environment()["threads"] == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(usable_cores()))
+    assert configure_threads() == torch.get_num_threads() == 1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert configure_threads() == usable_cores()
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "2"])
+def test_impossible_threads_are_refused(value):
+    with pytest.raises(CompressionError, match="threads"):
+        configure_threads(value)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak can be reset on Linux only")
+def test_peak_memory_of_a_block_counts_for_those_around_it():
+    megabyte = 2**20
+    with PeakMemory() as outer:
+        first = np.ones(200 * megabyte, dtype=np.uint8)
+        del first
+        with PeakMemory() as small:
+            pass
+        with PeakMemory() as inner:
+            second = np.ones(50 * megabyte, dtype=np.uint8)
+            del second
+    assert outer.bytes - small.bytes >= 190 * megabyte
+    assert 40 * megabyte <= inner.bytes - small.bytes <= 150 * megabyte

@@ -1,0 +1,303 @@
+"""The one path: recipe -> stages -> results.
+
+Every stage is produced from the one before it *reloaded from its folder*, in phases that each leave a whole folder, so
+that a killed run goes on where it stood:
+
+    <output_dir>/stages/.work/<stage>/surgery      after pruning or factorization (rank 0 alone)
+    <output_dir>/stages/.work/<stage>/checkpoints  the Trainer's own, while it trains
+    <output_dir>/stages/.work/<stage>/model        the finished model, not measured yet
+    <output_dir>/stages/<stage>/                   measured, complete
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+
+from .errors import CompressionError, RecipeError
+from .journal import Clock, Journal
+from .measure import configure_threads, environment, has_fast_bf16
+from .models import load_model
+from .recipe import Recipe, Step, load_recipe
+from .publish import push_run
+from .registry import Cost, get_method
+from .report import print_stages, write_report
+from .stages import copy_model, load_stage, measure_stage, save_stage, stage_seconds
+from .storage import read_json, whole_folder, write_json, write_text
+from .tasks import load_task
+from .training import StepReport, apply_method
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """`step` is `None` for a model taken as it is; `source` is "model" (the recipe's), "teacher" or "previous"."""
+
+    name: str
+    step: Step | None
+    source: str
+
+
+@dataclass
+class Run:
+    """A finished run: its folder and the content of its `results.json`."""
+
+    output_dir: Path
+    results: dict
+
+
+def plan(recipe: Recipe) -> list[PlannedStage]:
+    """The stages of a recipe, in order; exactly one is named `NN_baseline`."""
+    steps = recipe.steps
+    dense = [step.technique in ("finetune", "distill") for step in steps]
+    leading = dense.index(False) if False in dense else len(steps)
+    teacher_is_baseline = all(step.technique in ("finetune", "distill", "quantize") for step in steps) and any(
+        step.technique == "distill" for step in steps
+    )
+    stages: list[PlannedStage] = []
+    if teacher_is_baseline:
+        stages.append(PlannedStage("00_baseline", None, "teacher"))
+        stages += [
+            PlannedStage(f"{index + 1:02d}_{step.technique}", step, "previous" if index else "model")
+            for index, step in enumerate(steps)
+        ]
+        return stages
+    if leading == 0:
+        stages.append(PlannedStage("00_baseline", None, "model"))
+    for step in steps:
+        index = len(stages)
+        name = "baseline" if index == leading - 1 else step.technique
+        stages.append(PlannedStage(f"{index:02d}_{name}", step, "previous" if index else "model"))
+    return stages
+
+
+def run(recipe: str | Path | dict | Recipe, overrides: Sequence[str] = ()) -> Run:
+    """Run a recipe, or finish one that was stopped.
+
+    Args:
+        recipe (`str`, `Path`, `dict` or [`Recipe`]): a YAML file, or what it would hold.
+        overrides (`Sequence[str]`, *optional*): such as `["steps.1.target.macs=0.5", "output_dir=/tmp/out"]`.
+
+    Returns:
+        [`Run`]: the folder and the results.
+
+    Raises:
+        `CompressionError`: for anything in the recipe, the data or the model that cannot work; nothing half-written
+        is left under a final name.
+    """
+    return Runner(load_recipe(recipe, overrides)).run()
+
+
+class Runner:
+    """One execution of a recipe; `run` is its only verb."""
+
+    def __init__(self, recipe: Recipe):
+        self.state = PartialState(cpu=not _has_accelerator(), timeout=timedelta(hours=24))
+        threads = recipe.threads or max(1, (os.cpu_count() or 1) // self.state.num_processes)
+        recipe.threads = threads
+        # bf16 or not is part of what a result means, so it is settled here and kept in the resolved recipe
+        recipe.training.setdefault("bf16", has_fast_bf16())
+        self.recipe = recipe
+        self.output_dir = Path(recipe.output_dir).expanduser()
+        self.journal = Journal(self.output_dir / "journal.jsonl", enabled=self.state.is_main_process)
+        self.stages = plan(recipe)
+        self.task = None
+        self._prepared = {}
+
+    def run(self) -> Run:
+        configure_threads(self.recipe.threads)
+        if self.state.is_main_process:
+            _make_folder(self.output_dir)
+            self.lock = FileLock(self.output_dir / ".lock")
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                raise CompressionError(
+                    f"{self.output_dir}: another process runs in this folder; wait for it."
+                ) from None
+            self._claim()
+        self.state.wait_for_everyone()
+        self.task = load_task(self.recipe.task, seed=self.recipe.seed)
+        for index, stage in enumerate(self.stages):
+            if not self._folder(index).is_dir():
+                logger.info("Stage %s (%d of %d)", stage.name, index + 1, len(self.stages))
+                self._produce(index, stage)
+            self.state.wait_for_everyone()
+        results = self._finish() if self.state.is_main_process else {}
+        self.state.wait_for_everyone()
+        return Run(self.output_dir, results)
+
+    def _claim(self) -> None:
+        """Make the folder this recipe's, or refuse the folder of another one."""
+        path = self.output_dir / "recipe.yaml"
+        if path.exists():
+            try:
+                other = load_recipe(path)
+            except RecipeError as error:
+                raise CompressionError(f"{path}: this folder's recipe cannot be read: {error}") from None
+            if other.identity() != self.recipe.identity():
+                raise CompressionError(
+                    f"{self.output_dir} holds a run of another recipe (task, model, training, steps or seed differ "
+                    f"from {path}); give another output_dir, or remove the folder."
+                )
+        write_text(path, self.recipe.to_yaml())
+        write_json(self.output_dir / "environment.json", environment())
+        self.journal.append(operation="run", status="started", threads=self.recipe.threads)
+
+    def _folder(self, index: int) -> Path:
+        return self.output_dir / "stages" / self.stages[index].name
+
+    @property
+    def _baseline_index(self) -> int:
+        return next(index for index, stage in enumerate(self.stages) if stage.name.endswith("_baseline"))
+
+    def _produce(self, index: int, stage: PlannedStage) -> None:
+        work = self.output_dir / "stages" / ".work" / stage.name
+        folder = work / "model"
+        if not folder.is_dir():
+            self._make(index, stage, work)
+        if not self.state.is_main_process:
+            return
+        with self.journal.operation("measure", stage.name):
+            record = measure_stage(
+                folder,
+                baseline=self._folder(self._baseline_index) if index > self._baseline_index else None,
+                recipe=self.recipe,
+                task=self.task,
+                prepare=self._data,
+                journal=self.journal,
+                stage=stage.name,
+            )
+            write_json(folder / "measurement.json", record)
+        os.replace(folder, self._folder(index))
+        shutil.rmtree(work, ignore_errors=True)
+
+    def _make(self, index: int, stage: PlannedStage, work: Path) -> None:
+        """Fill `work/model`: one phase, or surgery on rank 0 and then training on all ranks."""
+        step = stage.step
+        if step is None:
+            self._phase(index, stage, work, work / "model", None, everyone=False)
+            return
+        method = get_method(step.technique, step.method)
+        if method.trains or step.distill is None:
+            self._phase(index, stage, work, work / "model", step, everyone=method.trains)
+            return
+        surgery = work / "surgery"
+        if not surgery.is_dir():
+            alone = Step(step.technique, step.method, step.options, step.target)
+            self._phase(index, stage, work, surgery, alone, everyone=False)
+        self.state.wait_for_everyone()
+        recovery = Step("distill", "logits", step.distill, training=step.training)
+        self._phase(index, stage, work, work / "model", recovery, everyone=True, start=surgery)
+
+    def _phase(self, index, stage, work, target, step, *, everyone: bool, start: Path | None = None) -> None:
+        """Load the model from `start`, apply `step`, save into `target`. Without `everyone`, on rank 0 alone."""
+        if not everyone and not self.state.is_main_process:
+            return
+        with self.journal.operation("load", stage.name):
+            model, processor = self._load(index, stage, start)
+        report = StepReport("none", "none", model=model)
+        if step is not None:
+            report = self._apply(stage, step, model, processor, work)
+        if self.state.is_main_process:
+            earlier = read_json(start / "report.json") if start else None
+            with self.journal.operation("save", stage.name), whole_folder(target) as aside:
+                save_stage(report.model, processor, aside)
+                write_json(aside / "report.json", report.to_dict(earlier))
+        if everyone:
+            self.state.wait_for_everyone()
+
+    def _apply(self, stage: PlannedStage, step: Step, model, processor, work: Path) -> StepReport:
+        context = Context(
+            data=self._data(processor),
+            baseline=self._baseline,
+            load_teacher=lambda name: load_model(name, task=self.task)[0],
+            baseline_cost=self._baseline_cost(),
+            target=step.target,
+            training={**self.recipe.training, **step.training},
+            seed=self.recipe.seed,
+            output_dir=work,
+            length=self.recipe.measure.length,
+            journal=self.journal,
+            stage=stage.name,
+        )
+        self.journal.append(operation="surgery", stage=stage.name, status="started")
+        clock = Clock()
+        report = apply_method(model, step.technique, step.method, step.options, context, distill=step.distill)
+        # training and calibration wrote their own lines; what is left of the step is the surgery
+        figures = {**clock.read(), "wall_seconds": round(report.seconds["surgery"], 3)}
+        self.journal.append(operation="surgery", stage=stage.name, status="done", **figures)
+        return report
+
+    def _baseline(self):
+        return load_stage(self._folder(self._baseline_index), self.task)[0]
+
+    def _baseline_cost(self) -> Cost | None:
+        path = self._folder(self._baseline_index) / "measurement.json"
+        if not path.exists():
+            return None
+        return Cost(**read_json(path)["cost"])
+
+    def _data(self, processor):
+        """The task's data for `processor`; prepared once for all stages that share it."""
+        key = repr(processor)
+        if key not in self._prepared:
+            with self.journal.operation("data"):
+                self._prepared = {key: self.task.prepare(processor)}
+        return self._prepared[key]
+
+    def _load(self, index: int, stage: PlannedStage, start: Path | None):
+        if start is not None:
+            return load_stage(start, self.task)
+        if stage.source == "previous":
+            return load_stage(self._folder(index - 1), self.task)
+        if stage.source == "teacher":
+            teacher = next(s.step.options.teacher for s in self.stages if s.step and s.step.technique == "distill")
+            return load_model(teacher, task=self.task)
+        spec = self.recipe.model
+        return load_model(spec.name_or_path, task=self.task, from_config=spec.from_config, revision=spec.revision)
+
+    def _finish(self) -> dict:
+        """Assemble `results.json` from the stages, write the reports and the `model` folder, and push if asked."""
+        results = new_results(self.recipe.to_dict(), read_json(self.output_dir / "environment.json"), self.task)
+        for index, stage in enumerate(self.stages):
+            record = read_json(self._folder(index) / "measurement.json")
+            record.pop("cost")
+            record["seconds"] = stage_seconds(self.journal, stage.name)
+            results["stages"].append(record)
+        save_results(results, self.output_dir / "results.json")
+        with whole_folder(self.output_dir / "model") as aside:
+            copy_model(self._folder(len(self.stages) - 1), aside)
+        write_report(results, self.output_dir, self.recipe.hub.repo_id)
+        self.journal.append(operation="run", status="done")
+        print_stages(results)
+        if self.recipe.hub.push:
+            with self.journal.operation("push"):
+                address = push_run(self.output_dir, self.recipe.hub.repo_id, private=self.recipe.hub.private)
+            logger.info("Pushed: %s", address)
+        return results
+
+
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available()
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the output folder; a file in its place or a folder that may not be written is refused with its name."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise CompressionError(f"output_dir: {folder} is a file; give a folder.") from None
+    except OSError as error:
+        raise CompressionError(f"output_dir: {folder} cannot be made ({error.strerror}); give another.") from None

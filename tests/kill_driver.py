@@ -1,0 +1,90 @@
+"""Kill a run at many points and finish it; a process of its own, as it forks after the imports.
+
+`python kill_driver.py RECIPE.json FOLDER`: prints one JSON object: for every point where it was killed, the metrics of
+the finished run, and those of an uninterrupted run under "whole".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+import hf_compress
+from hf_compress import runner
+from hf_compress.journal import Journal
+from hf_compress.recipe import load_recipe
+
+
+def kill_at(operation: str, stage: str, count: int = 1) -> None:
+    """Let this process kill itself, as `kill -9` would, when `operation` of `stage` starts (or at a training step)."""
+    append = Journal.append
+
+    def deadly_append(self, **event):
+        append(self, **event)
+        if (event.get("operation"), event.get("stage"), event.get("status")) == (operation, stage, "started"):
+            if operation != "train":
+                os.kill(os.getpid(), signal.SIGKILL)
+            steps = 0
+
+            def deadly_step(optimizer, *unused):
+                nonlocal steps
+                steps += 1
+                if steps == count:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            torch.optim.optimizer.register_optimizer_step_post_hook(deadly_step)
+
+    Journal.append = deadly_append
+
+
+def in_child(action) -> int:
+    """Run `action` in a fork and give its exit status, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def main(recipe_path: str, folder: str, points: str) -> None:
+    hf_compress.load_methods()
+    recipe = json.loads(Path(recipe_path).read_text())
+    found = {}
+
+    def finish(output_dir: Path) -> dict:
+        code = in_child(lambda: runner.run(load_recipe({**recipe, "output_dir": str(output_dir)})))
+        assert code == 0, f"{output_dir}: exit code {code}"
+        results = json.loads((output_dir / "results.json").read_text())
+        return {stage["name"]: stage["metrics"] for stage in results["stages"]}
+
+    found["whole"] = finish(Path(folder) / "whole")
+    for operation, stage, count in json.loads(points):
+        output_dir = Path(folder) / f"{operation}-{stage}"
+
+        def die(operation=operation, stage=stage, count=count, output_dir=output_dir):
+            kill_at(operation, stage, count)
+            runner.run(load_recipe({**recipe, "output_dir": str(output_dir)}))
+
+        code = in_child(die)
+        assert code == -signal.SIGKILL, f"{operation} of {stage}: the run was not killed, exit code {code}"
+        visible = [path.name for path in (output_dir / "stages").glob("[0-9]*")]
+        assert stage not in visible, f"{operation} of {stage}: a half-made stage is there under its name"
+        assert not (output_dir / "results.json").exists()
+        found[f"{operation}-{stage}"] = finish(output_dir)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

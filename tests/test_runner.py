@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import image_recipe, make_text_root, text_recipe
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+import hf_compress as hc
+from hf_compress.errors import CompressionError, RecipeError
+from hf_compress.recipe import load_recipe
+from hf_compress.runner import plan, run
+
+
+PRUNE = {"prune": {"method": "magnitude", "target": {"macs": 0.6}}}
+SVD = {"factorize": {"method": "svd", "target": {"params": 0.5}}}
+DISTILL = {"distill": {"teacher": "baseline"}}
+INT8 = {"quantize": {"backend": "openvino", "scheme": "static_int8", "calibration_samples": 32}}
+
+
+@pytest.fixture(scope="module")
+def text_root(tmp_path_factory):
+    return make_text_root(tmp_path_factory.mktemp("text"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "names"),
+    [
+        ([PRUNE], ["00_baseline", "01_prune"]),
+        ([{"finetune": {}}, PRUNE], ["00_baseline", "01_prune"]),
+        ([{"finetune": {}}, {"finetune": {}}, SVD, INT8], ["00_finetune", "01_baseline", "02_factorize", "03_quantize"]),
+        ([{"finetune": {}}], ["00_baseline"]),
+        ([{"distill": {"teacher": "x"}}, INT8], ["00_baseline", "01_distill", "02_quantize"]),
+        ([{"distill": {"teacher": "x"}}, PRUNE], ["00_baseline", "01_prune"]),
+        ([PRUNE, DISTILL], ["00_baseline", "01_prune", "02_distill"]),
+        (
+            [{"finetune": {}}, {"distill": {"teacher": "x"}}],
+            ["00_baseline", "01_finetune", "02_distill"],
+        ),
+    ],
+)
+def test_the_plan_has_one_baseline(tmp_path, steps, names):
+    hc.load_methods()
+    stages = plan(load_recipe(image_recipe(tmp_path, steps)))
+    assert [stage.name for stage in stages] == names
+
+
+def test_an_image_recipe_goes_from_weights_to_int8(tmp_path):
+    steps = [{"finetune": {}}, PRUNE, {"distill": {"teacher": "baseline"}}, SVD, INT8]
+    finished = run(image_recipe(tmp_path / "run", steps))
+    folder = finished.output_dir
+    results = json.loads((folder / "results.json").read_text())
+    stages = {stage["name"]: stage for stage in results["stages"]}
+    assert list(stages) == ["00_baseline", "01_prune", "02_distill", "03_factorize", "04_quantize"]
+    for stage in stages.values():
+        assert 0 <= stage["metrics"]["accuracy"] <= 1
+        assert stage["size_bytes"] > 0 and stage["seconds"]["total"] > 0
+        assert any("p50" in row for row in stage["latency"])
+    baseline = stages["00_baseline"]
+    assert stages["01_prune"]["macs"] <= 0.6 * baseline["macs"]
+    assert stages["03_factorize"]["params"] <= 0.5 * baseline["params"]
+    assert stages["04_quantize"]["macs"] == stages["03_factorize"]["macs"]
+    assert stages["01_prune"]["achieved"] == pytest.approx(stages["01_prune"]["macs"] / baseline["macs"])
+    assert stages["02_distill"]["epochs"] and stages["01_prune"]["layers"]
+    for name in ("recipe.yaml", "environment.json", "journal.jsonl", "results.md", "model/README.md", "plots/seconds.png"):
+        assert (folder / name).exists(), name
+    assert not (folder / "stages" / ".work").exists() or not any((folder / "stages" / ".work").iterdir())
+    again = AutoModelForImageClassification.from_pretrained(folder / "stages" / "03_factorize")
+    assert sum(p.numel() for p in again.parameters()) == stages["03_factorize"]["params"]
+
+    # the same command again keeps every stage
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/model.safetensors")}
+    assert run(image_recipe(folder, steps)).results["stages"] == results["stages"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    # another recipe in the same folder is refused and changes nothing
+    content = (folder / "results.json").read_bytes()
+    with pytest.raises(CompressionError, match="another recipe"):
+        run(image_recipe(folder, steps[:2]))
+    assert (folder / "results.json").read_bytes() == content
+
+
+def test_a_text_recipe_with_recovery_after_the_surgery(tmp_path, text_root):
+    pruned = {"prune": {**PRUNE["prune"], "target": {"macs": 0.6, "scope": "encoder"}, "distill": {"alpha": 0.5}}}
+    finished = run(text_recipe(tmp_path / "run", text_root, [{"finetune": {}}, pruned, SVD, INT8]))
+    stages = finished.results["stages"]
+    assert [stage["technique"] for stage in stages] == ["finetune", "prune", "factorize", "quantize"]
+    assert stages[1]["epochs"] and stages[1]["seconds"]["train"] > 0
+    assert stages[1]["encoder_macs"] <= 0.6 * stages[0]["encoder_macs"]
+    assert stages[0]["metrics"]["accuracy"] > 0.5
+    model = AutoModelForSequenceClassification.from_pretrained(finished.output_dir / "stages" / "02_factorize")
+    with torch.no_grad():
+        assert model(input_ids=torch.tensor([[2, 5, 3]])).logits.shape == (1, 2)
+
+
+def test_distilling_into_another_student_has_the_teacher_as_baseline(tmp_path, text_root):
+    teacher = run(text_recipe(tmp_path / "teacher", text_root, [{"finetune": {}}])).output_dir / "model"
+    finished = run(text_recipe(tmp_path / "run", text_root, [{"distill": {"teacher": str(teacher)}}]))
+    assert [stage["name"] for stage in finished.results["stages"]] == ["00_baseline", "01_distill"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"task": {"name": "cifar10", "data_dir": "/nowhere"}}, CompressionError, "/nowhere"),
+        ({"model": {"name_or_path": "/nowhere/model"}}, CompressionError, "/nowhere/model"),
+        ({"steps": [{"prune": {"method": "magnitude", "target": {"macs": 0.0001}}}]}, CompressionError, "reach"),
+        ({"training": {"lerning_rate": 1}, "steps": [{"finetune": {}}]}, RecipeError, "learning_rate"),
+    ],
+)
+def test_a_refused_run_leaves_nothing_half_written(tmp_path, changes, error, message):
+    recipe = image_recipe(tmp_path / "run", [PRUNE])
+    recipe.update(changes)
+    with pytest.raises(error, match=message):
+        run(recipe)
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert not list((tmp_path / "run" / "stages").glob("01_*"))
+    assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(CompressionError, match="is a file"):
+        run(image_recipe(tmp_path / "run", [PRUNE]))
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_killed_run_finishes_with_the_metrics_of_a_whole_one(tmp_path, text_root):
+    pruned = {"prune": {**PRUNE["prune"], "distill": {"alpha": 0.5}}}
+    recipe = text_recipe(tmp_path, text_root, [{"finetune": {}}, pruned, INT8])
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    points = [
+        ("train", "00_baseline", 4),
+        ("surgery", "01_prune", 1),
+        ("train", "01_prune", 4),
+        ("save", "01_prune", 1),
+        ("surgery", "02_quantize", 1),
+        ("measure", "02_quantize", 1),
+    ]
+    driver = Path(__file__).with_name("kill_driver.py")
+    command = [sys.executable, str(driver), str(tmp_path / "recipe.json"), str(tmp_path), json.dumps(points)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert len(found) == 1 + len(points)
+    for point, metrics in found.items():
+        assert metrics == found["whole"], point

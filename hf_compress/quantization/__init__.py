@@ -1,0 +1,8 @@
+"""Quantization: the technique `quantize`, one module a backend."""
+
+from .exported import is_exported, load_exported, save_exported
+from .openvino import OpenVinoOptions, quantize_openvino
+from .verb import quantize
+
+
+__all__ = ["OpenVinoOptions", "is_exported", "load_exported", "quantize", "quantize_openvino", "save_exported"]

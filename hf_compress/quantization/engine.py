@@ -1,0 +1,103 @@
+"""Optional engines: imported only when needed, and kept from talking to the terminal and to the network."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+
+import rich
+
+from ..errors import BackendUnavailableError
+
+
+# Both are read by the engines themselves: with them set, their tools send no usage statistics. Without them every
+# single conversion starts a process that calls a statistics server, which also costs about two seconds offline.
+_NO_STATISTICS = {"CI": "true", "NNCF_CI": "1"}
+_TALKATIVE = ("nncf", "optimum", "torch.utils.cpp_extension", "transformers.configuration_utils")
+
+
+def require(*modules: str, extra: str) -> tuple[ModuleType, ...]:
+    """Import the modules of an optional engine.
+
+    Args:
+        modules (`str`): names such as `"optimum.intel"`.
+        extra (`str`): the extra of this package that installs them.
+
+    Returns:
+        `tuple[ModuleType, ...]`: in the order of the names.
+
+    Raises:
+        [`BackendUnavailableError`]: if one is missing or does not work with what else is installed.
+    """
+    found = []
+    with quiet_engine():
+        for name in modules:
+            try:
+                found.append(importlib.import_module(name))
+            except ImportError as error:
+                raise BackendUnavailableError(
+                    f"The engine {name} cannot be imported ({error}); install it with "
+                    f'`pip install "hf_compress[{extra}]"`.'
+                ) from error
+    return tuple(found)
+
+
+@contextmanager
+def quiet_engine() -> Iterator[None]:
+    """Run an engine without its own progress bars, tables and usage statistics; errors are still logged."""
+    with ExitStack() as stack:
+        for name, value in _NO_STATISTICS.items():
+            stack.enter_context(_environment(name, value))
+        for name in _TALKATIVE:
+            stack.enter_context(_level(logging.getLogger(name), logging.ERROR))
+        stack.enter_context(_silent_console())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def _level(logger: logging.Logger, level: int) -> Iterator[None]:
+    # a filter and not setLevel: the engines set the levels of their loggers while they are imported
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno >= level
+
+    logger.addFilter(passes)
+    before = logger.level
+    logger.setLevel(max(before, level))
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
+        logger.setLevel(before)
+
+
+@contextmanager
+def _silent_console() -> Iterator[None]:
+    """NNCF draws its bars on the global console of rich; ours are drawn by the step's context."""
+    console = rich.get_console()
+    before = console.quiet
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = before

@@ -1,0 +1,229 @@
+"""The backend `quantize/openvino`: static int8, int8 weights, or plain export, through Optimum."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import time
+from dataclasses import dataclass, field, fields
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from torch import nn
+
+from ..errors import CompressionError, RecipeError, UnsupportedModelError
+from ..measure import to_openvino
+from ..registry import StepContext, register_method
+from .calibration import Calibration
+from .census import layers, summary
+from .engine import quiet_engine, require
+from .exported import EXTRA, OPTIMUM, wrap
+from .names import name_convolutions
+
+
+if TYPE_CHECKING:
+    import openvino
+    from optimum.intel.openvino.modeling import OVModel
+
+SCHEMES = ("static_int8", "weight_only_int8", "none")
+OVERFLOW_FIXES = ("first_layer_only", "enable", "disable")
+# options that one scheme alone understands; "exclude" is for both that quantize
+_STATIC_ONLY = ("overflow_fix", "symmetric", "fast_bias_correction", "smooth_quant_alpha")
+_DTYPES = {"i64": np.dtype("int64"), "i32": np.dtype("int32"), "f32": np.dtype("float32")}
+
+
+@dataclass
+class OpenVinoOptions:
+    """Options of `quantize/openvino`.
+
+    Args:
+        scheme (`str`, *optional*, defaults to `"static_int8"`): int8 weights and activations, with ranges from
+            calibration examples ("static_int8"); int8 weights computed in float, which needs no data and makes the
+            file small ("weight_only_int8"); float32 weights, to run in f32 or bf16 ("none").
+        calibration_samples (`int`, *optional*, defaults to 300): training examples for static int8.
+        exclude (`list[str]`, *optional*): patterns (`*`, `?`) for names of modules that stay in float, with all in
+            them.
+        overflow_fix (`str`, *optional*, defaults to `"first_layer_only"`): where weights use only half of their range.
+            A CPU without VNNI adds products in 16 bits, which overflow most of all in the first layer, whose inputs
+            are large; with "disable" ResNet-20 loses 0.9 points of accuracy there and nothing on other CPUs. "enable"
+            does it in every layer.
+        symmetric (`bool`, *optional*, defaults to `False`): activations without a zero point.
+        fast_bias_correction (`bool`, *optional*, defaults to `True`): correct biases layer by layer from the float
+            model's statistics; `False` runs the quantized model for it, which takes long and is seldom better.
+        smooth_quant_alpha (`float`, *optional*): in [0, 1], how far the range of activations moves into the weights
+            before a matrix product of a transformer; -1 turns it off. Optimum's default otherwise.
+    """
+
+    scheme: Literal["static_int8", "weight_only_int8", "none"] = "static_int8"
+    calibration_samples: int = 300
+    exclude: list[str] = field(default_factory=list)
+    overflow_fix: Literal["first_layer_only", "enable", "disable"] = "first_layer_only"
+    symmetric: bool = False
+    fast_bias_correction: bool = True
+    smooth_quant_alpha: float | None = None
+
+    def __post_init__(self):
+        for name, allowed in (("scheme", SCHEMES), ("overflow_fix", OVERFLOW_FIXES)):
+            if getattr(self, name) not in allowed:
+                raise RecipeError(f"{name}: got {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
+        if self.calibration_samples < 1:
+            raise RecipeError(f"calibration_samples: got {self.calibration_samples!r}; give at least 1 example.")
+        alpha = self.smooth_quant_alpha
+        if alpha is not None and alpha != -1 and not 0 <= alpha <= 1:
+            raise RecipeError(f"smooth_quant_alpha: got {alpha!r}; give a number from 0 to 1, or -1 to turn it off.")
+        if isinstance(self.exclude, str):
+            raise RecipeError(f"exclude: got {self.exclude!r}; give a list of patterns.")
+        meaningless = () if self.scheme == "static_int8" else _STATIC_ONLY
+        if self.scheme == "none":
+            meaningless += ("exclude",)
+        for option in fields(self):
+            if option.name in meaningless and getattr(self, option.name) not in (option.default, []):
+                raise RecipeError(f"{option.name}: the scheme {self.scheme} does not use it; leave it out.")
+
+
+@register_method(
+    "quantize",
+    "openvino",
+    options=OpenVinoOptions,
+    paper="Jacob et al. 2018 (arXiv:1712.05877), Xiao et al. 2023 (arXiv:2211.10438)",
+    supports=("conv", "linear", "bert", "timm"),
+)
+def quantize_openvino(model: nn.Module, options: OpenVinoOptions, context: StepContext) -> OVModel:
+    """Export to OpenVINO, with int8 weights and activations, int8 weights alone, or in float.
+
+    `model` is left as it was. Weights are per channel, activations per tensor. A network with attention gets the rules
+    for transformers, among them SmoothQuant. Without quantization the weights are kept in float32, so that the export
+    computes what the model does; how it then runs, in f32 or bf16, is chosen when it is loaded.
+
+    Returns:
+        `OVModel`: not compiled; [`save_exported`] writes it in Optimum's layout.
+
+    Raises:
+        [`~errors.BackendUnavailableError`]: without the extra `openvino`.
+        [`~errors.CompressionError`]: static int8 without examples, or examples that do not fit the model.
+        [`~errors.UnsupportedModelError`]: the model cannot be converted, or has nothing to quantize.
+    """
+    optimum, nncf = require(OPTIMUM, "nncf", extra=EXTRA)
+    ignored = _ignored_scope(model, options.exclude)
+    if options.scheme == "static_int8":
+        _check_examples(context)
+    started = time.perf_counter()
+    with quiet_engine():
+        graph = to_openvino(model)
+        name_convolutions(graph, model)
+        exported = wrap(graph, model)
+    converted = time.perf_counter()
+    if options.scheme != "none":
+        _quantize(exported, options, ignored, context, optimum, nncf)
+    found = layers(exported.model)
+    facts = summary(found)
+    _check_quantized(facts, options.scheme, type(model).__name__)
+    seconds = {"convert": converted - started, "quantize": time.perf_counter() - converted}
+    context.note(
+        layers=found,
+        quantization={"scheme": options.scheme, **facts, "weight_type": _weight_type(options.scheme)},
+        export_seconds={name: round(value, 3) for name, value in seconds.items()},
+    )
+    return exported
+
+
+def _quantize(
+    exported: OVModel,
+    options: OpenVinoOptions,
+    ignored: dict | None,
+    context: StepContext,
+    optimum: ModuleType,
+    nncf: ModuleType,
+) -> None:
+    """Quantize `exported` in place with Optimum's quantizer."""
+    quantizer = optimum.OVQuantizer.from_pretrained(exported, seed=context.seed)
+    if options.scheme == "weight_only_int8":
+        config = optimum.OVWeightQuantizationConfig(bits=8, ignored_scope=ignored)
+        with quiet_engine():
+            quantizer.quantize(ov_config=optimum.OVConfig(quantization_config=config))
+        return
+    calibration = Calibration(context, options.calibration_samples, _inputs(exported.model))
+    is_transformer = has_attention(exported.model)
+    config = optimum.OVQuantizationConfig(
+        sym=options.symmetric,
+        ignored_scope=ignored,
+        num_samples=options.calibration_samples,
+        fast_bias_correction=options.fast_bias_correction,
+        overflow_fix=options.overflow_fix,
+        smooth_quant_alpha=options.smooth_quant_alpha,
+    )
+    # Optimum knows transformers only, so a network without attention says so beside the configuration
+    rules = {} if is_transformer else {"model_type": None}
+    with quiet_engine():
+        quantizer.quantize(
+            calibration_dataset=nncf.Dataset(calibration),
+            ov_config=optimum.OVConfig(quantization_config=config),
+            **rules,
+        )
+    if not is_transformer:
+        config.model_type = None  # what openvino_config.json will say
+    if calibration.seen < options.calibration_samples:
+        context.note(
+            warnings=[
+                f"Calibrated on {calibration.seen} examples instead of {options.calibration_samples}: the training "
+                "data has no more."
+            ]
+        )
+    context.note(
+        calibration={
+            "samples": calibration.seen,
+            "fingerprint": calibration.fingerprint,
+            "rules": "transformer" if is_transformer else "convolutional",
+        }
+    )
+
+
+def has_attention(model: openvino.Model) -> bool:
+    """Whether a converted model attends: softmax over scores, fused or not."""
+    return any(op.get_type_name() in ("ScaledDotProductAttention", "Softmax") for op in model.get_ops())
+
+
+def _inputs(model: openvino.Model) -> dict[str, np.dtype]:
+    return {port.get_any_name(): _DTYPES[port.get_element_type().get_type_name()] for port in model.inputs}
+
+
+def _check_examples(context: StepContext) -> None:
+    """Draw one example before the conversion, which takes longer: data that is missing or empty is refused first."""
+    if next(iter(context.calibration(1)), None) is None:
+        raise CompressionError("calibration: the data has no example to calibrate with; give at least one.")
+
+
+def _ignored_scope(model: nn.Module, exclude: list[str]) -> dict[str, Any] | None:
+    """NNCF's patterns for the operations of the modules that `exclude` names."""
+    if not exclude:
+        return None
+    names = [name for name, _ in model.named_modules() if name]
+    patterns = []
+    for pattern in exclude:
+        matches = fnmatch.filter(names, pattern)
+        if not matches:
+            raise RecipeError(
+                f"exclude: {pattern!r} matches no module of {type(model).__name__}, whose modules are such as "
+                f"{', '.join(names[:1] + names[-2:])}."
+            )
+        patterns += [rf"__module\.{re.escape(name)}[./].*" for name in matches]
+    return {"patterns": patterns, "validate": False}  # a module without operations is no mistake
+
+
+def _check_quantized(facts: dict[str, Any], scheme: str, owner: str) -> None:
+    """Refuse an export that is called int8 and is not."""
+    missing = {
+        "static_int8": not facts["integer_compute"],
+        "weight_only_int8": not facts["integer_weights"],
+        "none": False,
+    }
+    if missing[scheme]:
+        raise UnsupportedModelError(
+            f"quantize: none of the {facts['layers']} layers of {owner} became int8; take modules out of exclude, or "
+            "export with scheme none."
+        )
+
+
+def _weight_type(scheme: str) -> str:
+    return "float32" if scheme == "none" else "int8"

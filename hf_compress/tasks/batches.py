@@ -80,6 +80,9 @@ def read_archive(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 name = PurePosixPath(member.name).name
                 if member.isfile() and name in _names():
                     contents[name] = archive.extractfile(member).read()
+            # the checksum stands behind the padding of the tar, which nothing has read yet
+            while archive.fileobj.read(1 << 20):
+                pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise CompressionError(
             f"{path} cannot be read ({error}); it is truncated or damaged. Fetch it again from "

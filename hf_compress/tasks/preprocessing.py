@@ -78,17 +78,19 @@ class ImageSettings:
 
     @classmethod
     def _from_timm(cls, config: dict) -> ImageSettings:
-        if config.get("crop_mode", "center") not in ("center", "squash"):
-            raise CompressionError(
-                f"pretrained_cfg.crop_mode: got {config['crop_mode']!r}; allowed are 'center' and 'squash'."
-            )
+        mode = config.get("crop_mode", "center")
+        if mode not in ("center", "squash"):
+            raise CompressionError(f"pretrained_cfg.crop_mode: got {mode!r}; allowed are 'center' and 'squash'.")
         height, width = config["input_size"][1:]
         ratio = config.get("crop_pct") or 1.0
+        size = math.floor(height / ratio), math.floor(width / ratio)
+        if mode == "center":  # keeps the aspect ratio, which is 1 here, and cuts off what is too much
+            size = (max(size),) * 2
         return cls(
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
-            size=(math.floor(height / ratio), math.floor(width / ratio)),
-            crop=(height, width) if ratio != 1.0 else None,
+            size=size,
+            crop=(height, width) if size != (height, width) else None,
             interpolation=config.get("interpolation", "bilinear"),
         )
 

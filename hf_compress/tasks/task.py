@@ -114,8 +114,8 @@ class TaskData:
         logits, labels = np.asarray(logits), np.asarray(labels)
         if len(logits) != len(labels):
             raise CompressionError(f"There are {len(logits)} predictions for {len(labels)} labels.")
-        regression = np.issubdtype(labels.dtype, np.floating)
-        return self.metric(logits.reshape(len(labels)) if regression else logits.argmax(axis=-1), labels)
+        one_output = logits.size == len(labels)  # a regression
+        return self.metric(logits.reshape(len(labels)) if one_output else logits.argmax(axis=-1), labels)
 
 
 @dataclass(frozen=True)

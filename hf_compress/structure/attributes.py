@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ..models.cifar_resnet import PadShortcut
+
 
 NOT_PLAIN = object()
 
@@ -22,6 +24,7 @@ _ATTRIBUTES: dict[type[nn.Module], set[str]] = {
     nn.LayerNorm: {"normalized_shape", "eps"},
     nn.GroupNorm: {"num_groups", "num_channels", "eps"},
     nn.Embedding: {"num_embeddings", "embedding_dim", "padding_idx"},
+    PadShortcut: {"in_channels", "out_channels", "stride", "before"},
     # Widths that blocks, attention modules and whole networks of Transformers and timm keep beside their weights.
     nn.Module: {
         "in_features",

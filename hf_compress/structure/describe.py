@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,18 +36,23 @@ def build_skeleton(model: PreTrainedModel) -> PreTrainedModel:
     """
     if not isinstance(model, PreTrainedModel):
         raise StructureError(
-            f"Got a {type(model).__module__}.{type(model).__name__}; the structure of a `PreTrainedModel` can be kept. "
-            "Wrap timm networks with `TimmWrapperForImageClassification`; merge PEFT adapters first "
-            "(`merge_and_unload`)."
+            f"Got a {_title(model)}; only the structure of a `PreTrainedModel` can be kept. Wrap timm networks with "
+            "`TimmWrapperForImageClassification`; merge PEFT adapters first (`merge_and_unload`)."
         )
     try:
         with torch.device("meta"), meta_device_safe_creation_ops():
-            return type(model)(copy.deepcopy(model.config))
+            return type(model)(copy.deepcopy(model.config), **_options(model))
     except Exception as error:  # whatever a third-party constructor raises, the model is not described by its config
         raise StructureError(
             f"{type(model).__name__} cannot be built from its own config ({type(error).__name__}: {error}), so it "
             "could not be loaded back either. Make the config describe the model, or load it with `from_pretrained`."
         ) from error
+
+
+def _options(model: PreTrainedModel) -> dict[str, bool]:
+    """What the constructor was told beside the config: base models can be built without a pooler."""
+    takes = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
+    return {"add_pooling_layer": False} if takes and model._modules.get("pooler") is None else {}
 
 
 def describe(model: PreTrainedModel, skeleton: nn.Module | None = None) -> dict[str, ModuleSpec]:

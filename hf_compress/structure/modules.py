@@ -1,8 +1,8 @@
 """Modules that stand in for what compression replaces or removes.
 
-Each of them carries a *seal*: a zero-size persistent buffer under the first parameter name of the module it stands for.
-Its weights are stored under other names, so a loader that does not know these classes would find the original name
-missing and start from random numbers; with the seal it finds a tensor of the wrong shape, and stops.
+Each of them carries a *seal*: a zero-size persistent buffer under the first parameter name of what it stands for. Its
+own weights have other names, so a loader that does not know these classes would find the original names missing, and
+start from random numbers; with the seal it finds a tensor of the wrong shape, and stops.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class LowRankConv2d(nn.Module):
             `nn.Conv2d`, of the convolution it stands for.
         rank (`int`): channels between the factors, a multiple of `groups`.
         scheme (`str`, *optional*, defaults to `"channel"`): `"channel"` is a full kernel to `rank` channels, then a
-            1 x 1 convolution; `"spatial"` is a vertical kernel `(k, 1)` to `rank` channels, then a horizontal `(1, k)`.
+            1 x 1 convolution; `"spatial"` is a vertical kernel `(k, 1)` to `rank` channels, then a horizontal one.
 
     Shapes: channel `(rank, in/groups, kh, kw)` and `(out, rank/groups, 1, 1)`; spatial `(rank, in/groups, kh, 1)` and
     `(out, rank/groups, 1, kw)`.
@@ -233,7 +233,7 @@ class Removed(nn.Module):
 
     @classmethod
     def replacing(cls, module: nn.Module, returns: str | None = None) -> Removed:
-        """Make the stand-in for `module`; `returns` is `"tuple"` for attention modules of Transformers if not given."""
+        """Make the stand-in for `module`; `returns` is found by its class (attention of Transformers: a tuple)."""
         return cls(first_weight(module), returns or _returns_of(module), **_place_of(module)).train(module.training)
 
     def forward(self, input: torch.Tensor, *args, **kwargs) -> torch.Tensor | tuple[torch.Tensor, None]:

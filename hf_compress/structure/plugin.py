@@ -20,7 +20,7 @@ from ..errors import StructureError
 from .describe import describe
 from .rebuild import rebuild
 from .specs import KINDS, ModuleSpec
-from .weights import check_weights, expected_shapes, follow_dtype, loaded_shapes, shapes_in_files
+from .weights import align, check_weights, expected_shapes, follow_dtype, loaded_shapes, shapes_in_files
 
 
 QUANT_METHOD = "hf_compress"
@@ -56,6 +56,10 @@ class HfCompressConfig(QuantizationConfigMixin):
         self.history = [] if history is None else history
         self._check()
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of a mapping: Transformers asks so when a config that was loaded before is given to `from_pretrained`."""
+        return getattr(self, key, default)
+
     def _check(self) -> None:
         needed = (
             f"It was written by hf_compress {self.hf_compress_version}, this is {_version()}: "
@@ -87,34 +91,33 @@ class HfCompressQuantizer(HfQuantizer):
     requires_calibration = False
     _expected: dict[str, tuple[int, ...]] | None = None
     _dtypes: dict[str, torch.dtype] | None = None
-    _modules: tuple[str, ...] = ()
+    _specs: dict[str, ModuleSpec] | None = None
 
     def validate_environment(self, *args, **kwargs):
         if not self.pre_quantized:
             raise StructureError(
-                "quantization_config=HfCompressConfig(...) describes a model that is compressed already; it compresses "
-                "nothing while loading. Load the model without it, then call hf_compress.prune or factorize."
+                "quantization_config=HfCompressConfig(...) describes a model that is compressed already; it does not "
+                "compress while loading. Load the model without it, then call hf_compress.prune or factorize."
             )
 
     def update_dtype(self, dtype):
         return dtype
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
-        specs = specs_for(model, self.quantization_config.modules)
-        rebuild(model, specs)
-        self._modules = tuple(specs)
+        self._specs = specs_for(model, self.quantization_config.modules)
+        rebuild(model, self._specs)
         self._expected = expected_shapes(model)
         self._dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         files = [str(file) for file in checkpoint_files or ()]
         if files and all(file.endswith(".safetensors") for file in files):
             # Before anything is read: here left-over tensors can still be seen, and a lie costs no memory.
-            check_weights(model, self._expected, shapes_in_files(files), self._modules)
+            check_weights(model, self._expected, shapes_in_files(files), self._specs, complete=False)
         return model
 
     def _process_model_after_weight_loading(self, model, **kwargs):
-        check_weights(model, self._expected, loaded_shapes(model), self._modules)
+        check_weights(model, self._expected, loaded_shapes(model), self._specs, complete=True)
         follow_dtype(model, self._dtypes)
-        self._expected = self._dtypes = None
+        self._expected = self._dtypes = self._specs = None
         attach(model, self)
         return model
 
@@ -197,8 +200,13 @@ def history_of(model: PreTrainedModel) -> list[dict[str, Any]]:
 
 def attach(model: PreTrainedModel, quantizer: HfCompressQuantizer) -> None:
     """Let `model` and the models inside it (such as `model.bert`) save through `quantizer`."""
+    align(model)
     tensors = [*model.parameters(), *model.buffers()]
     quantized = any(tensor.dtype in (torch.int8, torch.uint8) for tensor in tensors)
+    if getattr(model, "_weight_conversions", None) is not None:
+        # What Transformers renamed while loading, it names back when saving; for its oldest names (LayerNorm.gamma)
+        # that would give checkpoints which `Trainer` cannot resume from. Without this it saves by today's names.
+        del model._weight_conversions
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.hf_quantizer = quantizer

@@ -81,7 +81,11 @@ def replacement_spec(module: nn.Module, original: nn.Module) -> ModuleSpec:
     given = _fields_of(original)
     spec: ModuleSpec = {"kind": kind}
     for name in _KINDS[kind][1]:
-        value = module.up.bias is not None if name == "bias" else to_plain(getattr(module, name))
+        try:
+            value = module.up.bias is not None if name == "bias" else to_plain(getattr(module, name))
+        except AttributeError as error:
+            parts = ", ".join(f"{key} is a {type(part).__name__}" for key, part in module.named_children())
+            raise StructureError(f"this {kind} is not made of what it should be ({parts}).") from error
         if name not in given or given[name] != value:
             spec[name] = value
     return spec

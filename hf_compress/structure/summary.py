@@ -41,8 +41,11 @@ def _line(spec: ModuleSpec, original: nn.Module) -> dict[str, int]:
                     return {word: spec["attributes"][name], "of": getattr(original, name)}
         return {}
     if kind in ("LowRankLinear", "LowRankConv2d"):
-        width = {"width": spec[name] for name in _WIDTHS if name in spec}
-        return {"rank": spec["rank"], "of": _full_rank(original), **width}
+        line = {"rank": spec["rank"], "of": _full_rank(original)}
+        for name in _WIDTHS:
+            if name in spec:
+                line["width"] = spec[name]
+        return line
     return _removed(original) if kind == "Removed" or spec["returns"] == "tuple" else {}
 
 

@@ -11,9 +11,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from ..errors import StructureError
+from .specs import ModuleSpec
 
 
 Shape = tuple[int, ...]
+
+_ALIGNMENT = 64  # bytes, of PyTorch's CPU allocator
 
 
 def expected_shapes(model: PreTrainedModel) -> dict[str, Shape]:
@@ -47,7 +50,12 @@ def loaded_shapes(model: PreTrainedModel) -> dict[str, Shape]:
 
 
 def check_weights(
-    model: PreTrainedModel, expected: Mapping[str, Shape], stored: Mapping[str, Shape], modules: Collection[str]
+    model: PreTrainedModel,
+    expected: Mapping[str, Shape],
+    stored: Mapping[str, Shape],
+    specs: Mapping[str, ModuleSpec],
+    *,
+    complete: bool,
 ) -> None:
     """Refuse weights that do not fit the rebuilt structure.
 
@@ -57,7 +65,9 @@ def check_weights(
         model (`PreTrainedModel`): the rebuilt model, for its names and rules.
         expected (`Mapping[str, tuple]`): from `expected_shapes`.
         stored (`Mapping[str, tuple]`): from `shapes_in_files` or `loaded_shapes`.
-        modules (`Collection[str]`): the names of the modules that the structure describes.
+        specs (`Mapping[str, ModuleSpec]`): the structure, under the names that `model` has.
+        complete (`bool`): whether tensors outside of those modules must be there, too. Not in files, where they may
+            have the older names that Transformers translates while loading.
 
     Raises:
         StructureError: if a shape differs, a tensor is missing, or one is left over in a described module.
@@ -68,14 +78,15 @@ def check_weights(
         name = next((name for name in names if name in expected), None)
         if name is not None:
             found[name] = shape
-        elif any(_inside(name, modules) for name in names):
+        elif any(_is_described(name, specs) for name in names):
             raise StructureError(
                 f"The weights hold {key} {list(shape)}, which the described structure lacks. {_ADVICE}"
             )
     for name, shape in found.items():
         if shape != expected[name]:
             raise StructureError(_mismatch(model, name, shape, expected[name]))
-    missing = _missing(model, expected, found, modules)
+    missing = [name for name in expected if name not in found and _is_described(name, specs)]
+    missing = missing or (_missing(model, expected, found) if complete else [])
     if missing:
         raise StructureError(
             f"The weights lack {', '.join(missing[:3])}{f' and {len(missing) - 3} more' if missing[3:] else ''}, "
@@ -93,14 +104,14 @@ def _names_of(key: str, prefix: str) -> list[str]:
     return [key, f"{prefix}.{key}", key.removeprefix(f"{prefix}.")]
 
 
-def _inside(name: str, modules: Collection[str]) -> bool:
+def _is_described(name: str, specs: Mapping[str, ModuleSpec]) -> bool:
+    """Whether the tensor is one of a resized module's own, or anywhere inside a replaced one."""
     parts = name.split(".")
-    return any(".".join(parts[:end]) in modules for end in range(1, len(parts)))
+    owners = [".".join(parts[:end]) for end in range(len(parts))]
+    return owners[-1] in specs or any(owner in specs and specs[owner]["kind"] != "Resized" for owner in owners)
 
 
-def _missing(
-    model: PreTrainedModel, expected: Iterable[str], found: Collection[str], modules: Collection[str]
-) -> list[str]:
+def _missing(model: PreTrainedModel, expected: Iterable[str], found: Collection[str]) -> list[str]:
     def part(name: str) -> str:
         # the child of the model, or of its base model, that the tensor belongs to
         return name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
@@ -113,14 +124,14 @@ def _missing(
         if name not in found
         and name not in model.all_tied_weights_keys
         and not any(pattern.search(name) for pattern in tolerated)
-        and (part(name) in present or _inside(name, modules))
+        and part(name) in present
     ]
 
 
 def _mismatch(model: PreTrainedModel, name: str, stored: Shape, expected: Shape) -> str:
-    labels = model.config.num_labels
-    if stored[1:] == expected[1:] and stored and expected[0] == labels:
-        head = name.rpartition(".")[0]
+    labels, head = model.config.num_labels, name.rpartition(".")[0]
+    *_, (last, _) = model.named_parameters()
+    if head == last.rpartition(".")[0] and stored[1:] == expected[1:] and expected[:1] == (labels,):
         return (
             f"The weights are of a model with {stored[0]} labels, but num_labels={labels} was asked for ({name} is "
             f"{list(stored)}, not {list(expected)}). Load it with num_labels={stored[0]} and replace the head: "
@@ -128,6 +139,17 @@ def _mismatch(model: PreTrainedModel, name: str, stored: Shape, expected: Shape)
             f"model.num_labels = {labels}`."
         )
     return f"{name} is {list(stored)} in the weights, but {list(expected)} in the described structure. {_ADVICE}"
+
+
+def align(model: PreTrainedModel) -> None:
+    """Put the weights at addresses where PyTorch itself would allocate them.
+
+    Weights read from a file stay mapped at whatever offset they have there, and on unaligned memory matrix products
+    may round differently in the last bit: with this, a model and its copy from disk give exactly equal results.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def follow_dtype(model: PreTrainedModel, dtypes: Mapping[str, torch.dtype]) -> None:

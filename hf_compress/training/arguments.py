@@ -142,7 +142,7 @@ def _check(values: dict[str, Any]) -> None:
             fits, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
         else:
             continue  # an enumeration, a text or a mapping: TrainingArguments checks it
-        if fits and name in POSITIVE:
-            fits, wanted = value > 0, f"{wanted} above 0"
+        if name in POSITIVE:
+            fits, wanted = fits and value > 0, f"{wanted} above 0"
         if not fits:
             raise RecipeError(f"training.{name}: got {value!r} ({type(value).__name__}); allowed is {wanted}.")

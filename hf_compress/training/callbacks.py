@@ -51,6 +51,13 @@ class StepSeed(TrainerCallback):
         np.random.seed(words[1])
 
 
+class LogBeforeSave(TrainerCallback):
+    """Logs whenever a checkpoint is saved within an epoch: losses that are summed up but not logged are not saved."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log = control.should_log or control.should_save
+
+
 class Divergence(TrainerCallback):
     """Stops a training whose loss is no number any more, before it is saved."""
 

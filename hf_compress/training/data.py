@@ -56,7 +56,7 @@ class TrainingData:
             )
         if len(data) == 0:
             raise CompressionError("data: the data set is empty.")
-        return cls(data, collate_fn or default_data_collator)
+        return cls(data, collate_fn or getattr(data, "collate", None) or default_data_collator)
 
     @property
     def has_labels(self) -> bool:

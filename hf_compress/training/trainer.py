@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 
-from .callbacks import Divergence, EpochOrder, StepSeed
+from .callbacks import Divergence, EpochOrder, LogBeforeSave, StepSeed
 from .order import GlobalBatchSampler, lengths_of
 
 
@@ -47,7 +47,7 @@ class CompressionTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # or losses of accumulated batches would be added up
         self.loss_terms = tuple(loss_terms)
         self.epoch_order = EpochOrder()
-        for callback in (self.epoch_order, StepSeed(), Divergence()):
+        for callback in (self.epoch_order, StepSeed(), LogBeforeSave(), Divergence()):
             self.add_callback(callback)
         if self.args.process_index > 0 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             self.args.save_only_model = True  # and of the model only the first process writes anything

@@ -1,0 +1,1 @@
+from training.conftest import fast_collections  # noqa: F401

@@ -1,32 +1,64 @@
 """Size, cost, speed, accuracy, time and memory of models."""
 
+import sys
+import types
+
+from .accuracy import agreement, evaluate, plain_metrics, predict
 from .blocks import encoder_modules
+from .comparison import latency_rows
 from .inputs import example_inputs, image_size, max_length
+from .latency import latency, timing_lock
 from .machine import configure_threads, configured_threads, environment, has_fast_bf16, instruction_sets
 from .macs import count
 from .memory import PeakMemory, peak_memory, reset_peak_memory
-from .openvino_export import to_openvino
+from .openvino_export import require_openvino, to_openvino
+from .runtimes import openvino_callable, openvino_config, openvino_model, torch_callable
 from .size import folder_size, parameter_bytes
 from .states import device_of, evaluating
+from .verb import Measurement, measure
 
 
 __all__ = [
+    "Measurement",
     "PeakMemory",
+    "agreement",
     "configure_threads",
     "configured_threads",
     "count",
     "device_of",
     "encoder_modules",
     "environment",
+    "evaluate",
     "evaluating",
     "example_inputs",
     "folder_size",
     "has_fast_bf16",
     "image_size",
     "instruction_sets",
+    "latency",
+    "latency_rows",
     "max_length",
+    "measure",
+    "openvino_callable",
+    "openvino_config",
+    "openvino_model",
     "parameter_bytes",
     "peak_memory",
+    "plain_metrics",
+    "predict",
+    "require_openvino",
     "reset_peak_memory",
+    "timing_lock",
     "to_openvino",
+    "torch_callable",
 ]
+
+
+class _Verb(types.ModuleType):
+    """The type of this module: the package and its verb have one name, and importing sets `hf_compress.measure` to
+    the module, so calling the module calls the verb."""
+
+    __call__ = staticmethod(measure)
+
+
+sys.modules[__name__].__class__ = _Verb

@@ -24,7 +24,7 @@ def example_inputs(model: nn.Module, batch: int = 1, length: int | None = None, 
     Inputs for `model(**inputs)` with reproducible random content and no padding.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        model ([`~transformers.PreTrainedModel`] or `OVModel`):
             A model of tokens (`main_input_name` is `"input_ids"`) or of images (`"pixel_values"`).
         batch (`int`, *optional*, defaults to 1):
             Number of examples.
@@ -45,7 +45,7 @@ def example_inputs(model: nn.Module, batch: int = 1, length: int | None = None, 
     """
     if batch < 1:
         raise CompressionError(f"batch: got {batch}; give the number of examples, at least 1.")
-    name = getattr(model, "main_input_name", None)
+    name = _main_input(model)
     generator = torch.Generator().manual_seed(seed)
     if name == "pixel_values":
         if length is not None:
@@ -82,7 +82,7 @@ def max_length(model: nn.Module) -> int | None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if not positions or positions < 0:
         return None
-    for name, module in model.named_modules():
+    for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
         # RoBERTa and its kin count positions from padding_idx + 1
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return positions - module.padding_idx - 1
@@ -90,8 +90,22 @@ def max_length(model: nn.Module) -> int | None:
 
 
 def accepts(model: nn.Module, name: str) -> bool:
-    """Whether the forward of `model` has an argument called `name`."""
+    """Whether the forward of `model`, or an exported model, has an input called `name`."""
+    if not isinstance(model, nn.Module):
+        return name in model.input_names
     return name in inspect.signature(model.forward).parameters
+
+
+def _main_input(model: nn.Module) -> str | None:
+    if isinstance(model, nn.Module):
+        return getattr(model, "main_input_name", None)
+    names = getattr(model, "input_names", ())
+    return next((name for name in ("pixel_values", "input_ids") if name in names), None)
+
+
+def _has_segments(model: nn.Module) -> bool:
+    # an export has the input only if its model had segments
+    return not isinstance(model, nn.Module) or (getattr(model.config, "type_vocab_size", 0) or 0) > 1
 
 
 def _checked_length(model: nn.Module, length: int | None) -> int:
@@ -113,6 +127,6 @@ def _tokens(model: nn.Module, batch: int, length: int, generator: torch.Generato
     inputs = {"input_ids": ids.to(device)}
     if accepts(model, "attention_mask") and device.type != "meta":
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    if accepts(model, "token_type_ids") and (getattr(config, "type_vocab_size", 0) or 0) > 1:
+    if accepts(model, "token_type_ids") and _has_segments(model):
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     return inputs

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import builtins
-
 import pytest
 import torch
 
@@ -18,27 +16,6 @@ openvino = pytest.importorskip("openvino")
 def logits_of(exported, inputs):
     compiled = openvino.compile_model(exported, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return torch.from_numpy(compiled({name: value.numpy() for name, value in inputs.items()})["logits"])
-
-
-@pytest.fixture(scope="module")
-def exports():
-    """Gives a model by name and its export, converted from training mode with one part frozen."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            model = build(name).train()
-            next(model.children()).eval()
-            flags = [module.training for module in model.modules()]
-            state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-            made[name] = model, to_openvino(model)
-            assert [module.training for module in model.modules()] == flags
-            assert torch.is_grad_enabled()
-            assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
-            model.eval()
-        return made[name]
-
-    return get
 
 
 def logits_of_torch(model, inputs):
@@ -103,14 +80,6 @@ def test_model_without_logits_is_refused():
         to_openvino(bert().base_model)
 
 
-def test_missing_engine_names_the_extra(monkeypatch):
-    original = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.split(".")[0] == "openvino":
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_missing_engine_names_the_extra(without_openvino):
     with pytest.raises(BackendUnavailableError, match=r"pip install hf_compress\[openvino\]"):
         to_openvino(bert())

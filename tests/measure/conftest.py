@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import builtins
+
+import pytest
+import torch
+
+from hf_compress.measure import to_openvino
+
+from .architectures import build
+
+
+@pytest.fixture(scope="session")
+def exports():
+    """Gives a model by name and its export, converted from training mode with one part frozen."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            pytest.importorskip("openvino")
+            model = build(name).train()
+            next(model.children()).eval()
+            flags = [module.training for module in model.modules()]
+            state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+            made[name] = model, to_openvino(model)
+            assert [module.training for module in model.modules()] == flags
+            assert torch.is_grad_enabled()
+            assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
+            model.eval()
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def own_lock(tmp_path, monkeypatch):
+    """Timings in this test neither wait for others nor let others wait."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path / "hf_compress_timing.lock"
+
+
+@pytest.fixture
+def without_openvino(monkeypatch):
+    """OpenVINO as good as not installed."""
+    original = builtins.__import__
+
+    def guarded(name, *args, **kwargs):
+        if name.split(".")[0] == "openvino":
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", guarded)

@@ -83,6 +83,11 @@ def _problem(config: PreTrainedConfig) -> str:
 
 
 def _replacement(config: PreTrainedConfig, task: Task, source: str) -> str:
+    if getattr(config, "quantization_config", None) is not None:  # compressed layers are matched to their weights
+        return (
+            f"    import hf_compress, load it with its {config.num_labels} labels, put a new last layer in place, set "
+            "config.num_labels and model.num_labels, and save it to a new folder"
+        )
     image = task.modality == "image"
     auto_model = f"AutoModelFor{'Image' if image else 'Sequence'}Classification"
     lines = [

@@ -167,7 +167,8 @@ def register_method(
     """Register the decorated function as the method `name` of `technique`.
 
     Args:
-        options (`type`): a dataclass; its fields are the keys a recipe's step may have beside the common ones.
+        options (`type`): a dataclass; its fields are the keys a recipe's step may have beside the common ones. It may
+            have a `check_target(target)` that raises where the recipe's target, or its absence, does not fit.
         needs (`Iterable[str]`, *optional*): of "labels", "calibration", "teacher".
         trains (`bool`, *optional*, defaults to `False`): whether the method trains while it compresses.
         targets (`Iterable[str]`, *optional*): the kinds of target it understands; none means it takes no target.

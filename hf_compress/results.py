@@ -13,14 +13,15 @@ FORMAT_VERSION = 1
 STAGE_KEYS = ("name", "technique", "method", "metrics", "params", "macs", "size_bytes")
 
 
-def new_results(recipe: dict, environment: dict) -> dict:
-    """An empty record for `recipe` (resolved, JSON-plain)."""
+def new_results(recipe: dict, environment: dict, task: dict) -> dict:
+    """An empty record for `recipe` (resolved), all JSON-plain."""
     return {
         "format_version": FORMAT_VERSION,
         "name": recipe["name"],
         "recipe": recipe,
         "seed": recipe["seed"],
         "environment": environment,
+        "task": task,
         "stages": [],
     }
 

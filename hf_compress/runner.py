@@ -27,14 +27,15 @@ from .errors import CompressionError, RecipeError
 from .journal import Clock, Journal
 from .measure import configure_threads, environment, has_fast_bf16
 from .models import load_model
-from .recipe import Recipe, Step, load_recipe
 from .publish import push_run
+from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
 from .report import print_stages, write_report
+from .results import new_results, save_results
 from .stages import copy_model, load_stage, measure_stage, save_stage, stage_seconds
 from .storage import read_json, whole_folder, write_json, write_text
-from .tasks import load_task
-from .training import StepReport, apply_method
+from .tasks import Task, load_task
+from .training import Context, StepReport, apply_method
 
 
 logger = logging.getLogger(__name__)
@@ -169,17 +170,16 @@ class Runner:
             self._make(index, stage, work)
         if not self.state.is_main_process:
             return
-        with self.journal.operation("measure", stage.name):
-            record = measure_stage(
-                folder,
-                baseline=self._folder(self._baseline_index) if index > self._baseline_index else None,
-                recipe=self.recipe,
-                task=self.task,
-                prepare=self._data,
-                journal=self.journal,
-                stage=stage.name,
-            )
-            write_json(folder / "measurement.json", record)
+        record = measure_stage(
+            folder,
+            baseline=self._folder(self._baseline_index) if index > self._baseline_index else None,
+            previous=self._folder(index - 1) if index else None,
+            recipe=self.recipe,
+            task=self.task,
+            prepare=self._data,
+            journal=self.journal,
+        )
+        write_json(folder / "measurement.json", record)
         os.replace(folder, self._folder(index))
         shutil.rmtree(work, ignore_errors=True)
 
@@ -214,7 +214,7 @@ class Runner:
             earlier = read_json(start / "report.json") if start else None
             with self.journal.operation("save", stage.name), whole_folder(target) as aside:
                 save_stage(report.model, processor, aside)
-                write_json(aside / "report.json", report.to_dict(earlier))
+                write_json(aside / "report.json", {"stage": stage.name, **report.to_dict(earlier)})
         if everyone:
             self.state.wait_for_everyone()
 
@@ -270,7 +270,9 @@ class Runner:
 
     def _finish(self) -> dict:
         """Assemble `results.json` from the stages, write the reports and the `model` folder, and push if asked."""
-        results = new_results(self.recipe.to_dict(), read_json(self.output_dir / "environment.json"), self.task)
+        results = new_results(
+            self.recipe.to_dict(), read_json(self.output_dir / "environment.json"), task_facts(self.task)
+        )
         for index, stage in enumerate(self.stages):
             record = read_json(self._folder(index) / "measurement.json")
             record.pop("cost")
@@ -287,6 +289,18 @@ class Runner:
                 address = push_run(self.output_dir, self.recipe.hub.repo_id, private=self.recipe.hub.private)
             logger.info("Pushed: %s", address)
         return results
+
+
+def task_facts(task: Task) -> dict:
+    """What tables and cards say of the task, JSON-plain."""
+    return {
+        "name": task.name,
+        "modality": task.modality,
+        "main_metric": task.main_metric,
+        "hub_dataset": task.hub_dataset,
+        "hub_config": task.hub_config,
+        "eval_split": task.eval_splits[0],
+    }
 
 
 def _has_accelerator() -> bool:

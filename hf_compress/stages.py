@@ -8,14 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .journal import Journal
 from .measure import count, evaluate, folder_size, latency_rows
 from .models import load_model
-from .quantization import is_exported, load_exported
+from .quantization import is_exported, load_exported, save_exported
 from .recipe import Recipe
+from .registry import Cost
 from .storage import read_json
-from .structure import structural_summary
-from .tasks import Task
+from .tasks import Task, TaskData
 
 
 # what stands in a stage's folder beside the model
@@ -24,6 +26,9 @@ RECORDS = ("report.json", "measurement.json")
 
 def save_stage(model: Any, processor: Any, folder: Path) -> None:
     """Save `model` (of torch or exported) with its processor into `folder`."""
+    if not isinstance(model, nn.Module):
+        save_exported(model, folder, processor)
+        return
     model.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)
@@ -41,3 +46,99 @@ def copy_model(stage: Path, folder: Path) -> None:
     for path in stage.iterdir():
         if path.name not in RECORDS and path.is_file():
             shutil.copyfile(path, folder / path.name)
+
+
+def measure_stage(
+    folder: Path,
+    *,
+    baseline: Path | None,
+    previous: Path | None,
+    recipe: Recipe,
+    task: Task,
+    prepare: Callable[[Any], TaskData],
+    journal: Journal,
+) -> dict:
+    """Load the stage in `folder` and measure it: its record in `results.json`, and its `cost` for later targets.
+
+    Args:
+        folder (`Path`): a whole stage with its `report.json`; its name is the stage's.
+        baseline (`Path`, *optional*): the dense stage, timed beside this one; `None` if this is the dense one.
+        previous (`Path`, *optional*): the stage before. An exported model has the parameters and MACs of the torch
+            model it came from.
+        prepare (`Callable`): gives the task's data for a processor.
+    """
+    report = read_json(folder / "report.json")
+    name = report["stage"]
+    with journal.operation("load", name):
+        model, processor = load_stage(folder, task)
+    exported = not isinstance(model, nn.Module)
+    data = prepare(processor)
+    with journal.operation("evaluate", name):
+        metrics = _flat(evaluate(model, data, batch_size=250 if task.modality == "image" else 32, progress=True))
+    with journal.operation("measure", name):
+        cost = (
+            Cost(**read_json(previous / "measurement.json")["cost"])
+            if exported
+            else count(model, length=recipe.measure.length)
+        )
+        rows = _latencies(model, baseline, recipe, task)
+    notes = report["notes"]
+    return {
+        "name": name,
+        "technique": report["technique"],
+        "method": report["method"],
+        "metrics": metrics,
+        "params": cost.params,
+        "nonzero_params": cost.nonzero_params,
+        "macs": cost.macs,
+        "encoder_params": cost.encoder_params,
+        "encoder_macs": cost.encoder_macs,
+        "size_bytes": folder_size(folder),
+        "target": report["target"],
+        "achieved": report["achieved"],
+        "latency": rows,
+        "layers": notes.pop("layers", {}),
+        "epochs": notes.pop("epochs", []),
+        "events": notes.pop("events", []),
+        "notes": notes,
+        "warnings": report["warnings"],
+        "cost": asdict(cost),
+    }
+
+
+def stage_seconds(journal: Journal, stage: str) -> dict[str, float]:
+    """Seconds of a stage by operation, over all the processes that worked on it, and their `total`."""
+    seconds = {name: round(value, 3) for name, value in journal.seconds(stage).items()}
+    return {"total": round(sum(seconds.values()), 3), **seconds}
+
+
+def _latencies(model: Any, baseline: Path | None, recipe: Recipe, task: Task) -> list[dict]:
+    measure = recipe.measure
+    batches = [measure.batch] if measure.batch else [128 if task.modality == "image" else 1]
+    length = None
+    if task.modality == "text":
+        length = measure.length or task.spec.max_length
+    dense = None if baseline is None else load_stage(baseline, task)[0]
+    if 1 not in batches:
+        batches.insert(0, 1)
+    rows = []
+    for batch in batches:
+        rows += latency_rows(
+            model,
+            dense,
+            batch=batch,
+            length=length,
+            threads=recipe.threads,
+            seconds=measure.seconds,
+            progress=True,
+        )
+    return rows
+
+
+def _flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The main split's metrics by their names, those of further splits as `split/metric`."""
+    main, *others = metrics
+    flat = dict(metrics[main])
+    for split in others:
+        flat.update({f"{split}/{name}": value for name, value in metrics[split].items()})
+    return flat

@@ -73,9 +73,15 @@ INT8 = {"quantize": {"scheme": "static_int8"}}
             recipe(steps=[{"prune": {"method": "magnitude", "target": {"macs": 0.5, "params": 0.5}}}]),
             r"exactly one of",
         ),
-        (recipe(steps=[{"prune": {"method": "magnitude", "target": {"macs": 0.5}, "nrm": 1}}]), r"prune\.nrm: unknown"),
+        (
+            recipe(steps=[{"prune": {"method": "magnitude", "target": {"macs": 0.5}, "nrm": 1}}]),
+            r"prune\.nrm: unknown",
+        ),
         (recipe(steps=[{"quantize": {"scheme": "int9"}}]), r"steps\.0\.quantize\.scheme: got 'int9'"),
-        (recipe(steps=[{"quantize": {"target": {"macs": 0.5}}}]), r"quantize\.target: a quantize step takes no target"),
+        (
+            recipe(steps=[{"quantize": {"target": {"macs": 0.5}}}]),
+            r"quantize\.target: a quantize step takes no target",
+        ),
         (recipe(steps=[INT8, PRUNE]), r"steps\.1\.prune: nothing can follow the quantize step"),
         (recipe(steps=[INT8, {"finetune": {}}]), r"steps\.1\.finetune: nothing can follow"),
         (recipe(steps=[SVD, PRUNE]), r"steps\.1\.prune: the layers are low-rank pairs"),
@@ -204,14 +210,19 @@ class Options:
     layers: tuple[int, ...] = ()
 
 
-@given(st.fixed_dictionaries({}, optional={
-    "count": st.integers(),
-    "rate": st.floats(allow_nan=False) | st.integers(-5, 5),
-    "kind": st.sampled_from(["a", "b"]),
-    "name": st.none() | st.text(),
-    "flag": st.booleans(),
-    "layers": st.lists(st.integers()),
-}))
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "count": st.integers(),
+            "rate": st.floats(allow_nan=False) | st.integers(-5, 5),
+            "kind": st.sampled_from(["a", "b"]),
+            "name": st.none() | st.text(),
+            "flag": st.booleans(),
+            "layers": st.lists(st.integers()),
+        },
+    )
+)
 def test_well_typed_values_are_taken_as_they_are(value):
     read = dataclasses.asdict(from_mapping(Options, value, "x"))
     for key, item in value.items():

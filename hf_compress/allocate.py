@@ -1,8 +1,8 @@
 """How much: one option for every unit, with the least total loss that a budget allows.
 
-Widths, ranks and bits are all chosen here. The problem is the multiple-choice knapsack: its relaxation (a price on cost,
-found on the convex hull of each unit's choices) gives a solution and a bound, and what the bound leaves open is searched
-exactly.
+Widths, ranks and bits are all chosen here. The problem is the multiple-choice knapsack: its relaxation (a price on
+cost, found on the convex hull of each unit's choices) gives a solution and a bound, and what the bound leaves open is
+searched exactly.
 """
 
 from __future__ import annotations

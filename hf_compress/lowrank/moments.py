@@ -1,0 +1,136 @@
+"""First and second moments of what enters a layer, summed up over calibration batches as they pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import CompressionError
+from ..measure import device_of, evaluating
+from .layers import Layer
+
+
+if TYPE_CHECKING:
+    from ..registry import Batch
+
+CHUNK = 2**24  # elements of an unfolded image batch that are held at once
+
+
+class Moments:
+    """Sums over the inputs `x` of a layer: of `x x^T`, `(n, n)`, of `x`, `(n,)`, and their number; float32."""
+
+    def __init__(self, width: int, device: torch.device):
+        self.square = torch.zeros(width, width, device=device)
+        self.sum = torch.zeros(width, device=device, dtype=torch.float64)
+        self.count = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Take in a batch of inputs, `(count, n)`."""
+        rows = rows.float()
+        self.square.addmm_(rows.T, rows)
+        self.sum += rows.sum(0)
+        self.count += len(rows)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.count
+
+    def matrix(self, centred: bool) -> Tensor:
+        """`E[x x^T]`, about the mean if `centred`, in double precision."""
+        second = self.square.double() / self.count
+        return second - torch.outer(self.mean, self.mean) if centred else second
+
+
+def input_moments(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Batch]) -> dict[str, Moments]:
+    """Run batches through the model and sum up what enters every layer.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): run in eval mode, without gradients, and left as it was.
+        layers (`Sequence[Layer]`): whose inputs to look at. A convolution's input is the patch under its kernel,
+            `(in kh kw,)`, zero padding included.
+        batches (`Iterable[Batch]`): inputs; tokens that the `attention_mask` leaves out are not counted.
+
+    Returns:
+        `dict[str, Moments]`: by name of the layer; layers that were never run are missing. Layers that read the same
+        tensor (query, key and value) share one.
+    """
+    watcher = _Watcher()
+    handles = [layer.module.register_forward_pre_hook(watcher.hook(layer)) for layer in layers]
+    device = device_of(model)
+    try:
+        with evaluating(model):
+            for batch in batches:
+                inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+                watcher.begin(inputs.get("attention_mask"))
+                model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: moments for name, moments in watcher.moments.items() if moments.count}
+
+
+class _Watcher:
+    def __init__(self):
+        self.moments: dict[str, Moments] = {}
+        self.followers: set[str] = set()
+        self.begin(None)
+
+    def begin(self, mask: Tensor | None) -> None:
+        self.mask = mask.bool() if mask is not None and mask.ndim == 2 else None
+        self.latest: tuple[Tensor, Moments] | None = None
+
+    def hook(self, layer: Layer):
+        def look(module: nn.Module, args: tuple) -> None:
+            values = args[0].detach()
+            linear = isinstance(module, nn.Linear)
+            again = linear and self.latest is not None and self.latest[0] is args[0]
+            if layer.name not in self.moments:
+                if again:
+                    self.followers.add(layer.name)
+                width = module.weight[0].numel()
+                self.moments[layer.name] = self.latest[1] if again else Moments(width, module.weight.device)
+            moments = self.moments[layer.name]
+            if again and moments is self.latest[1]:
+                return
+            if layer.name in self.followers:
+                raise CompressionError(
+                    f"{layer.name} shares its input with another layer only sometimes; weighting 'activation' cannot "
+                    "follow that. Exclude the layer, or take weighting 'none'."
+                )
+            for rows in self._tokens(values) if linear else _patches(module, values):
+                moments.add(rows)
+            self.latest = (args[0], moments) if linear else None
+
+        return look
+
+    def _tokens(self, values: Tensor) -> Iterator[Tensor]:
+        if self.mask is not None and values.ndim == 3 and values.shape[:2] == self.mask.shape:
+            yield values[self.mask]
+        else:
+            yield values.flatten(0, -2) if values.ndim > 1 else values[None]
+
+
+def _patches(module: nn.Conv2d, images: Tensor) -> Iterator[Tensor]:
+    """The patches under the kernel, `(count, in kh kw)`, a few images at a time."""
+    images = F.pad(images if images.ndim == 4 else images[None], padding_of(module))
+    elements = module.weight[0].numel() * images.shape[-2] * images.shape[-1]
+    elements //= module.stride[0] * module.stride[1]
+    for part in images.float().split(max(1, CHUNK // max(1, elements))):
+        columns = F.unfold(part, module.kernel_size, dilation=module.dilation, stride=module.stride)
+        yield columns.transpose(1, 2).flatten(0, 1)
+
+
+def padding_of(module: nn.Conv2d) -> list[int]:
+    """Zeros at left, right, top and bottom."""
+    sides: list[int] = []
+    for axis in (1, 0):
+        if isinstance(module.padding, str):
+            total = module.dilation[axis] * (module.kernel_size[axis] - 1) if module.padding == "same" else 0
+            sides += [total // 2, total - total // 2]
+        else:
+            sides += [module.padding[axis]] * 2
+    return sides

@@ -42,7 +42,7 @@ class Calibration:
 
     def __iter__(self) -> Iterator[Example]:
         self._passes += 1
-        digest, seen = hashlib.sha256(), 0
+        digest, seen, waiting = hashlib.sha256(), 0, None
         # closed explicitly: an engine that stops early must not leave the context's clock running
         batches = self.context.calibration(self.samples)
         try:
@@ -52,12 +52,15 @@ class Calibration:
                     digest.update(value.tobytes())
                 seen += 1
                 self.seen, self.fingerprint = seen, digest.hexdigest()[:16]
-                yield example
+                if waiting is not None:
+                    yield waiting
+                waiting = example  # one behind: an engine that counts to `samples` itself never asks for the end
         finally:
             if hasattr(batches, "close"):
                 batches.close()
-        if not seen:
+        if waiting is None:
             raise CompressionError("calibration: the data has no example to calibrate with; give at least one.")
+        yield waiting
 
     def _description(self) -> str:
         return "Calibrating" if self._passes == 1 else f"Calibrating (pass {self._passes})"

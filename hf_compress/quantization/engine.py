@@ -62,6 +62,13 @@ def quiet_engine() -> Iterator[None]:
         yield
 
 
+def reason_of(error: Exception) -> str:
+    """The line of an engine's message that says something; those around it point into its sources."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return (telling or lines or [type(error).__name__])[0]
+
+
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
     before = os.environ.get(name)

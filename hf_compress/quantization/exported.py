@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig, TimmWrapperConfig
 from ..errors import CompressionError, NotFoundError, UnsupportedModelError
 from ..measure import configured_threads
 from ..models.processors import has_tokenizer, load_image_processor, load_tokenizer
-from .engine import quiet_engine, require
+from .engine import quiet_engine, reason_of, require
 
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def save_exported(model: OVModel, folder: str | os.PathLike, processor: Any = No
                 processor.save_pretrained(folder)
     except (OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError for a file that it cannot write
         raise CompressionError(
-            f"{folder}: the exported model cannot be written ({_reason(error)}); make room, or give another folder."
+            f"{folder}: the exported model cannot be written ({reason_of(error)}); make room, or give another folder."
         ) from error
 
 
@@ -171,16 +171,9 @@ def load_exported(
         if isinstance(error, CompressionError):
             raise
         raise CompressionError(
-            f"{folder}: the exported model cannot be read ({_reason(error)}); export it again."
+            f"{folder}: the exported model cannot be read ({reason_of(error)}); export it again."
         ) from error
     return model, processor
-
-
-def _reason(error: Exception) -> str:
-    """The line of an engine's message that says something; those around it point into its sources."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return (telling or lines or [type(error).__name__])[0]
 
 
 def _is_text(config: PreTrainedConfig, folder: Path) -> bool:

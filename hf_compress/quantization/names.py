@@ -42,7 +42,8 @@ def name_convolutions(converted: openvino.Model, model: nn.Module) -> None:
         if weight is None:
             continue
         matching = filters.get(tuple(weight.shape), [])
-        likeness = [float((directions * weight).sum(1).abs().mean()) for _, directions in matching]
+        alive = max(1.0, float(weight.norm(dim=1).round().sum()))
+        likeness = [float((directions * weight).sum(1).abs().sum()) / alive for _, directions in matching]
         if likeness and max(likeness) > _CERTAIN:
             name, _ = matching.pop(likeness.index(max(likeness)))
             operation.set_friendly_name(f"__module.{name}/convolution")
@@ -58,11 +59,9 @@ def _weight(operation: openvino.Node) -> Tensor | None:
     if node.get_type_name() != "Constant":
         return None
     filters = shape[0] * shape[1] if groups else shape[0]
-    return _directions(torch.from_numpy(node.data.reshape(filters, -1)))
+    return _directions(torch.tensor(node.data.reshape(filters, -1)))
 
 
 def _directions(weight: Tensor) -> Tensor:
-    """Filters as rows of length 1; a filter of zeros stands for itself, so that it counts as found."""
-    rows = weight.flatten(1).float().cpu()
-    rows = torch.where(rows.norm(dim=1, keepdim=True) > 0, rows, torch.ones_like(rows))
-    return normalize(rows)
+    """Filters as rows of length 1, or 0 where the scale of the batch normalization is 0."""
+    return normalize(weight.flatten(1).float().cpu(), eps=1e-30)

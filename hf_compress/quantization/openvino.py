@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,11 +14,11 @@ import numpy as np
 from torch import nn
 
 from ..errors import CompressionError, RecipeError, UnsupportedModelError
-from ..measure import to_openvino
+from ..measure import instruction_sets, to_openvino
 from ..registry import StepContext, register_method
 from .calibration import Calibration
 from .census import layers, summary
-from .engine import quiet_engine, require
+from .engine import quiet_engine, reason_of, require
 from .exported import EXTRA, OPTIMUM, wrap
 from .names import name_convolutions
 
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from optimum.intel.openvino.modeling import OVModel
 
 SCHEMES = ("static_int8", "weight_only_int8", "none")
-OVERFLOW_FIXES = ("first_layer_only", "enable", "disable")
+OVERFLOW_FIXES = ("auto", "enable", "first_layer_only", "disable")
 # options that one scheme alone understands; "exclude" is for both that quantize
 _STATIC_ONLY = ("overflow_fix", "symmetric", "fast_bias_correction", "smooth_quant_alpha")
+WIDE_SUMS = {"avx_vnni", "avx512_vnni", "amx_int8"}  # instructions that add int8 products in 32 bits
 _DTYPES = {"i64": np.dtype("int64"), "i32": np.dtype("int32"), "f32": np.dtype("float32")}
 
 
@@ -44,10 +46,11 @@ class OpenVinoOptions:
         calibration_samples (`int`, *optional*, defaults to 300): training examples for static int8.
         exclude (`list[str]`, *optional*): patterns (`*`, `?`) for names of modules that stay in float, with all in
             them.
-        overflow_fix (`str`, *optional*, defaults to `"first_layer_only"`): where weights use only half of their range.
-            A CPU without VNNI adds products in 16 bits, which overflow most of all in the first layer, whose inputs
-            are large; with "disable" ResNet-20 loses 0.9 points of accuracy there and nothing on other CPUs. "enable"
-            does it in every layer.
+        overflow_fix (`str`, *optional*, defaults to `"auto"`): where weights use only half of their range: in every
+            layer ("enable"), in the first one, whose inputs are large ("first_layer_only"), nowhere ("disable"). A CPU
+            without VNNI adds products in 16 bits, which overflow: there "disable" costs ResNet-20 0.9 points of
+            accuracy. "auto" is "enable" on such a CPU, and "first_layer_only" on others. Say "enable" for a model that
+            is quantized on one kind and served on the other.
         symmetric (`bool`, *optional*, defaults to `False`): activations without a zero point.
         fast_bias_correction (`bool`, *optional*, defaults to `True`): correct biases layer by layer from the float
             model's statistics; `False` runs the quantized model for it, which takes long and is seldom better.
@@ -58,7 +61,7 @@ class OpenVinoOptions:
     scheme: Literal["static_int8", "weight_only_int8", "none"] = "static_int8"
     calibration_samples: int = 300
     exclude: list[str] = field(default_factory=list)
-    overflow_fix: Literal["first_layer_only", "enable", "disable"] = "first_layer_only"
+    overflow_fix: Literal["auto", "enable", "first_layer_only", "disable"] = "auto"
     symmetric: bool = False
     fast_bias_correction: bool = True
     smooth_quant_alpha: float | None = None
@@ -104,7 +107,7 @@ def quantize_openvino(model: nn.Module, options: OpenVinoOptions, context: StepC
         [`~errors.CompressionError`]: static int8 without examples, or examples that do not fit the model.
         [`~errors.UnsupportedModelError`]: the model cannot be converted, or has nothing to quantize.
     """
-    optimum, nncf = require(OPTIMUM, "nncf", extra=EXTRA)
+    optimum, _ = require(OPTIMUM, "nncf", extra=EXTRA)
     ignored = _ignored_scope(model, options.exclude)
     if options.scheme == "static_int8":
         _check_examples(context)
@@ -114,8 +117,10 @@ def quantize_openvino(model: nn.Module, options: OpenVinoOptions, context: StepC
         name_convolutions(graph, model)
         exported = wrap(graph, model)
     converted = time.perf_counter()
-    if options.scheme != "none":
-        _quantize(exported, options, ignored, context, optimum, nncf)
+    if options.scheme == "weight_only_int8":
+        _compress_weights(exported, ignored, optimum)
+    elif options.scheme == "static_int8":
+        _quantize(exported, options, ignored, context, optimum)
     found = layers(exported.model)
     facts = summary(found)
     _check_quantized(facts, options.scheme, type(model).__name__)
@@ -128,21 +133,19 @@ def quantize_openvino(model: nn.Module, options: OpenVinoOptions, context: StepC
     return exported
 
 
+def _compress_weights(exported: OVModel, ignored: dict | None, optimum: ModuleType) -> None:
+    """Make the weights of `exported` int8, in place."""
+    config = optimum.OVWeightQuantizationConfig(bits=8, ignored_scope=ignored)
+    with quiet_engine():
+        quantizer = optimum.OVQuantizer.from_pretrained(exported)
+        quantizer.quantize(ov_config=optimum.OVConfig(quantization_config=config))
+
+
 def _quantize(
-    exported: OVModel,
-    options: OpenVinoOptions,
-    ignored: dict | None,
-    context: StepContext,
-    optimum: ModuleType,
-    nncf: ModuleType,
+    exported: OVModel, options: OpenVinoOptions, ignored: dict | None, context: StepContext, optimum: ModuleType
 ) -> None:
-    """Quantize `exported` in place with Optimum's quantizer."""
-    quantizer = optimum.OVQuantizer.from_pretrained(exported, seed=context.seed)
-    if options.scheme == "weight_only_int8":
-        config = optimum.OVWeightQuantizationConfig(bits=8, ignored_scope=ignored)
-        with quiet_engine():
-            quantizer.quantize(ov_config=optimum.OVConfig(quantization_config=config))
-        return
+    """Make weights and activations of `exported` int8, in place, with ranges from calibration examples."""
+    (nncf,) = require("nncf", extra=EXTRA)
     calibration = Calibration(context, options.calibration_samples, _inputs(exported.model))
     is_transformer = has_attention(exported.model)
     config = optimum.OVQuantizationConfig(
@@ -150,33 +153,45 @@ def _quantize(
         ignored_scope=ignored,
         num_samples=options.calibration_samples,
         fast_bias_correction=options.fast_bias_correction,
-        overflow_fix=options.overflow_fix,
+        overflow_fix=resolve_overflow_fix(options.overflow_fix),
         smooth_quant_alpha=options.smooth_quant_alpha,
     )
     # Optimum knows transformers only, so a network without attention says so beside the configuration
     rules = {} if is_transformer else {"model_type": None}
-    with quiet_engine():
-        quantizer.quantize(
-            calibration_dataset=nncf.Dataset(calibration),
-            ov_config=optimum.OVConfig(quantization_config=config),
-            **rules,
-        )
+    try:
+        with quiet_engine():
+            optimum.OVQuantizer.from_pretrained(exported, seed=context.seed).quantize(
+                calibration_dataset=nncf.Dataset(calibration),
+                ov_config=optimum.OVConfig(quantization_config=config),
+                **rules,
+            )
+    except RuntimeError as error:  # of OpenVINO, which runs the model on the examples
+        raise CompressionError(
+            f"quantize: the exported model fails on the calibration examples ({reason_of(error)}); check that they "
+            "fit the model, their length and size among them."
+        ) from error
     if not is_transformer:
         config.model_type = None  # what openvino_config.json will say
     if calibration.seen < options.calibration_samples:
-        context.note(
-            warnings=[
-                f"Calibrated on {calibration.seen} examples instead of {options.calibration_samples}: the training "
-                "data has no more."
-            ]
-        )
+        message = f"Calibrated on {calibration.seen} examples instead of {options.calibration_samples}: the training"
+        context.note(warnings=[f"{message} data has no more."])
     context.note(
         calibration={
             "samples": calibration.seen,
             "fingerprint": calibration.fingerprint,
             "rules": "transformer" if is_transformer else "convolutional",
+            "overflow_fix": config.overflow_fix,
         }
     )
+
+
+def resolve_overflow_fix(choice: str, available: Collection[str] | None = None) -> str:
+    """What `"auto"` means on this CPU, or on one with the instruction sets `available`."""
+    if choice != "auto":
+        return choice
+    available = instruction_sets() if available is None else available
+    # other than x86 CPUs have no 16-bit sums
+    return "first_layer_only" if not available or WIDE_SUMS.intersection(available) else "enable"
 
 
 def has_attention(model: openvino.Model) -> bool:

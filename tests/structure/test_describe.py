@@ -86,7 +86,7 @@ def test_rebuild_reverses_describe(case):
     assert describe(real) == describe(model)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     heads=st.lists(st.sets(st.integers(0, 3)), min_size=3, max_size=3),
     neurons=st.lists(st.integers(0, 48), min_size=3, max_size=3),

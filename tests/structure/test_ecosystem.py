@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, pipeline
 
+from hf_compress.measure import to_openvino
 from hf_compress.structure import LowRankLinear, describe, track
 
 from . import cases
@@ -52,28 +52,36 @@ def freeze_randomness(model):
 
 
 @pytest.mark.parametrize("case", TRAINED)
-def test_trainer_checkpoints_load_and_resume(case, saved, tmp_path):
-    reloaded = freeze_randomness(load(saved.model(case), saved.folder(case)))
-    straight = copy.deepcopy(reloaded)
-    before = cases.logits_of(reloaded)
+def test_trainer_checkpoints_load(case, saved, tmp_path):
+    model = load(saved.model(case), saved.folder(case))
+    before = cases.logits_of(model)
+    trainer_for(model, tmp_path, max_steps=1).train()
+    loaded = load(model, tmp_path / "checkpoint-1")
+    assert torch.equal(cases.logits_of(loaded), cases.logits_of(model.eval()))
+    assert not torch.equal(cases.logits_of(loaded), before)
+    assert describe(loaded) == describe(saved.model(case))
 
-    trainer_for(reloaded, tmp_path / "a", max_steps=1, lr_scheduler_type="constant").train()
-    checkpoint = tmp_path / "a" / "checkpoint-1"
-    assert "quantization_config" in json.loads((checkpoint / "config.json").read_text())
-    after_one = load(reloaded, checkpoint)
-    assert torch.equal(cases.logits_of(after_one), cases.logits_of(reloaded.eval()))
-    assert not torch.equal(cases.logits_of(after_one), before)
 
-    # One step, then the checkpoint resumed for a second, is two steps at once: every tensor is in the checkpoint.
-    resumed = freeze_randomness(load(reloaded, saved.folder(case)))
+@pytest.mark.parametrize("case", ["bert-everything", "resnet20_cifar-low_rank_channels_on_pruned", "dense"])
+def test_resuming_is_exact(case, saved, tmp_path):
+    """A checkpoint resumed for a second step is two steps at once, so every tensor is in it under its name."""
+    model = cases.encoder("bert") if case == "dense" else saved.model(case)
+    if case == "dense":  # Transformers alone leaves the LayerNorms of a loaded BERT out
+        model.save_pretrained(tmp_path / "dense")
+
+    def start():
+        folder = tmp_path / "dense" if case == "dense" else saved.folder(case)
+        return track(freeze_randomness(load(model, folder)))
+
+    trainer_for(start(), tmp_path / "a", max_steps=1, lr_scheduler_type="constant").train()
+    resumed, straight = start(), start()
     trainer_for(resumed, tmp_path / "a", max_steps=2, lr_scheduler_type="constant").train(
-        resume_from_checkpoint=str(checkpoint)
+        resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1")
     )
     trainer_for(straight, tmp_path / "b", max_steps=2, lr_scheduler_type="constant").train()
     state = straight.state_dict()
     for name, tensor in resumed.state_dict().items():
         torch.testing.assert_close(tensor, state[name], msg=name)
-    assert describe(resumed) == describe(saved.model(case))
 
 
 def test_saving_under_autocast_wrappers(saved, tmp_path):
@@ -113,7 +121,12 @@ def test_lora(targets, saved, tmp_path):
 def test_adapter_of_transformers(saved, tmp_path):
     peft = pytest.importorskip("peft")
     model = load(saved.model("bert-low_rank"), saved.folder("bert-low_rank"))
-    model.add_adapter(peft.LoraConfig(r=2, target_modules=["down", "up"]))
+    try:
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=["down", "up"]))
+    except ValueError as error:
+        if "version of PEFT" not in str(error):
+            raise
+        pytest.skip(str(error))
     model.save_pretrained(tmp_path)
     assert (tmp_path / "adapter_config.json").exists()
     assert not (tmp_path / "model.safetensors").exists()
@@ -169,10 +182,16 @@ def test_outputs_of_the_layers_that_are_left(saved):
 def test_exports_to_openvino(case, saved):
     openvino = pytest.importorskip("openvino")
     model = copy.deepcopy(saved.model(case))
+    converted = to_openvino(model)  # with other sizes than those below
     inputs = cases.inputs_for(model)
-    converted = openvino.convert_model(model, example_input=inputs)
-    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    result = compiled({name: value.numpy() for name, value in inputs.items()})[0]
+    compiled = openvino.compile_model(
+        converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    )
+    wanted = {port.get_any_name() for port in converted.inputs}
+    inputs = {name: value for name, value in inputs.items() if name in wanted}
+    if "token_type_ids" in wanted:
+        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    result = compiled({name: value.numpy() for name, value in inputs.items()})["logits"]
     torch.testing.assert_close(torch.from_numpy(result), cases.logits_of(model), atol=1e-4, rtol=1e-3)
 
 

@@ -13,7 +13,7 @@ from hf_compress.errors import StructureError
 from hf_compress.structure import describe, history_of, track
 
 from . import cases
-from .conftest import task_of
+from .conftest import FRESH, task_of
 
 
 CASES = list(cases.CASES)
@@ -43,12 +43,12 @@ def test_loads_with_equal_logits(case, saved):
     assert history_of(loaded) == [{"case": case}]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FRESH)
 def test_loads_in_a_fresh_process(case, fresh):
     assert fresh["aware"][case] == "equal"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FRESH)
 def test_a_process_without_the_package_refuses(case, fresh):
     outcome = fresh["unaware"][case]
     if case.startswith("resnet20_cifar"):  # the package brings this architecture, so nothing else can be expected

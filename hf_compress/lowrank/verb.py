@@ -22,6 +22,7 @@ def factorize(
     distill: Any = None,
     training: dict[str, Any] | None = None,
     baseline: nn.Module | Callable[[], nn.Module] | None = None,
+    output_dir: str | None = None,
     **options,
 ) -> StepReport:
     """
@@ -47,6 +48,8 @@ def factorize(
         baseline ([`~transformers.PreTrainedModel`] or `Callable`, *optional*):
             The dense model, or what loads it: what `target` is a fraction of, and the teacher of `distill`. It is
             needed where `model` is compressed already.
+        output_dir (`str`, *optional*):
+            Where checkpoints of a training go.
         **options:
             Of the method; for `"svd"` see [`SvdOptions`].
 
@@ -68,7 +71,15 @@ def factorize(
     """
     if target is not None and not isinstance(target, Target):
         target = Target.from_dict(target)
-    context = Context(data=data, collate_fn=collate_fn, target=target, seed=seed, training=training, baseline=baseline)
+    context = Context(
+        data=data,
+        collate_fn=collate_fn,
+        baseline=baseline,
+        target=target,
+        training=training,
+        seed=seed,
+        output_dir=output_dir,
+    )
     if baseline is not None:
         context.baseline_cost = context.cost(context.baseline())
     return apply_method(model, "factorize", method, options, context, distill=distill)

@@ -275,6 +275,27 @@ def test_goes_on_from_a_factorized_model_and_from_ragged_widths(tiny_bert, tiny_
     assert torch.isfinite(logits(tiny_bert, tiny_bert_batch)).all()
 
 
+def test_a_pruned_bert_is_factorized_further(tiny_bert, tiny_bert_batch, tmp_path):
+    check_pruned(tiny_bert, tiny_bert_batch, AutoModelForSequenceClassification, tmp_path)
+
+
+def test_a_pruned_resnet_is_factorized_further(tiny_resnet, tiny_image_batch, tmp_path):
+    check_pruned(tiny_resnet, tiny_image_batch, AutoModelForImageClassification, tmp_path)
+
+
+def check_pruned(model, batch, auto, folder):
+    """Both targets are fractions of the dense model, and the result loads."""
+    from hf_compress.pruning import prune
+
+    dense = copy.deepcopy(model)
+    prune(model, target={"macs": 0.8})
+    report = factorize(model, target={"macs": 0.6}, baseline=dense, round_to=1)
+    assert 0.5 < report.achieved <= 0.6
+    assert report.achieved == pytest.approx(count(model).macs / count(dense).macs)
+    model.save_pretrained(folder)
+    assert torch.allclose(logits(auto.from_pretrained(folder), batch), logits(model, batch), atol=1e-5)
+
+
 def test_bfloat16_and_training_mode_are_kept(tiny_bert):
     tiny_bert.bfloat16().train()
     factorize_svd(tiny_bert, SvdOptions(rank=8), context_for(tiny_bert))

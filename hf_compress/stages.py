@@ -30,7 +30,7 @@ def save_stage(model: Any, processor: Any, folder: Path) -> None:
         save_exported(model, folder, processor)
         return
     model.save_pretrained(folder)
-    if processor is not None:
+    if processor is not None and model.config.model_type != "timm_wrapper":  # there it is part of config.json
         processor.save_pretrained(folder)
 
 

@@ -64,6 +64,8 @@ def make_text_root(root: Path) -> Path:
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
         num_labels=2,
     )
     BertForSequenceClassification(config).bert.save_pretrained(bert)

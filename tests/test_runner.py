@@ -33,7 +33,10 @@ def text_root(tmp_path_factory):
     [
         ([PRUNE], ["00_baseline", "01_prune"]),
         ([{"finetune": {}}, PRUNE], ["00_baseline", "01_prune"]),
-        ([{"finetune": {}}, {"finetune": {}}, SVD, INT8], ["00_finetune", "01_baseline", "02_factorize", "03_quantize"]),
+        (
+            [{"finetune": {}}, {"finetune": {}}, SVD, INT8],
+            ["00_finetune", "01_baseline", "02_factorize", "03_quantize"],
+        ),
         ([{"finetune": {}}], ["00_baseline"]),
         ([{"distill": {"teacher": "x"}}, INT8], ["00_baseline", "01_distill", "02_quantize"]),
         ([{"distill": {"teacher": "x"}}, PRUNE], ["00_baseline", "01_prune"]),
@@ -67,7 +70,14 @@ def test_an_image_recipe_goes_from_weights_to_int8(tmp_path):
     assert stages["04_quantize"]["macs"] == stages["03_factorize"]["macs"]
     assert stages["01_prune"]["achieved"] == pytest.approx(stages["01_prune"]["macs"] / baseline["macs"])
     assert stages["02_distill"]["epochs"] and stages["01_prune"]["layers"]
-    for name in ("recipe.yaml", "environment.json", "journal.jsonl", "results.md", "model/README.md", "plots/seconds.png"):
+    for name in (
+        "recipe.yaml",
+        "environment.json",
+        "journal.jsonl",
+        "results.md",
+        "model/README.md",
+        "plots/seconds.png",
+    ):
         assert (folder / name).exists(), name
     assert not (folder / "stages" / ".work").exists() or not any((folder / "stages" / ".work").iterdir())
     again = AutoModelForImageClassification.from_pretrained(folder / "stages" / "03_factorize")
@@ -121,6 +131,41 @@ def test_a_refused_run_leaves_nothing_half_written(tmp_path, changes, error, mes
     assert not (tmp_path / "run" / "results.json").exists()
     assert not list((tmp_path / "run" / "stages").glob("01_*"))
     assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+def test_two_processes_give_the_results_of_one(tmp_path, text_root):
+    pruned = {"prune": {**PRUNE["prune"], "distill": {"alpha": 0.5}}}
+    results = {}
+    for processes in (1, 2):
+        recipe = text_recipe(tmp_path / f"run{processes}", text_root, [{"finetune": {}}, pruned])
+        recipe["training"]["per_device_train_batch_size"] = 32 // processes
+        path = tmp_path / f"recipe{processes}.yaml"
+        path.write_text(json.dumps(recipe))
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--master_port",
+            "0",
+        ]
+        script = Path(__file__).parents[1] / "scripts" / "compress.py"
+        done = subprocess.run(
+            [*command, str(script), str(path)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("01_prune") == 1, "only rank 0 prints"
+        results[processes] = json.loads((tmp_path / f"run{processes}" / "results.json").read_text())["stages"]
+    for one, two in zip(results[1], results[2], strict=True):
+        assert [entry["loss"] for entry in two["epochs"]] == pytest.approx(
+            [e["loss"] for e in one["epochs"]], abs=1e-4
+        )
+        assert two["metrics"] == one["metrics"]
+        assert (two["params"], two["macs"], two["layers"]) == (one["params"], one["macs"], one["layers"])
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path):

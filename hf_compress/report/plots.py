@@ -88,11 +88,11 @@ def _draw_layers(pyplot, results: dict):
     """Kept fraction of every layer that a step made narrower: width, heads, neurons or rank."""
     panels = []
     for stage in results["stages"]:
-        fractions = {
-            name: spec["kept"] / spec["of"]
-            for name, spec in stage.get("layers", {}).items()
-            if isinstance(spec, dict) and spec.get("of") and "kept" in spec
-        }
+        fractions = {}
+        for name, spec in stage.get("layers", {}).items():
+            kept = spec.get("kept", spec.get("rank")) if isinstance(spec, dict) else None
+            if kept is not None and spec.get("of"):
+                fractions[name] = kept / spec["of"]
         if fractions:
             panels.append((stage["name"], fractions))
     if not panels:

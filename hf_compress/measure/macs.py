@@ -59,7 +59,7 @@ def count(model: nn.Module, inputs: Batch | None = None, length: int | None = No
     except CompressionError:
         blocks = []
     # FlopCounterMode knows no formula for the fused attention of the CPU and would count it as nothing
-    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with evaluating(model), _frozen(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         with _flops_inside(blocks, counter) as inside:
             model(**inputs)
     examples = len(next(iter(inputs.values())))
@@ -89,6 +89,20 @@ def nonzero_count(parameters: Iterable[nn.Parameter]) -> int | None:
 
 def _distinct(parameters: Iterable[nn.Parameter]) -> Iterable[nn.Parameter]:
     return {id(parameter): parameter for parameter in parameters}.values()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient: FlopCounterMode hooks outputs that do, and fails on a view of a parameter,
+    which does so even under `no_grad`, without a graph."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -62,7 +62,8 @@ class Measurement:
 
     def __str__(self) -> str:
         other = self.against
-        header = ["", self.name] if other is None else ["", self.name, f"{other.name} (against)", "ratio"]
+        title = self.name if other is None or other.name == self.name else f"{self.name} against {other.name}"
+        header = ["", "model"] if other is None else ["", "model", "against", "ratio or Δ"]
         lines = [header]
         for label, attribute, show in COLUMNS:
             lines += _line(label, getattr(self, attribute), other and getattr(other, attribute), show)
@@ -72,7 +73,8 @@ class Measurement:
                 lines += _line(f"{metric} ({split})", value, dense.get(metric), "{:.4f}".format, difference=True)
         lines += _line("same class", self.agreement, None, "{:.4f}".format)
         lines += _line("mean |Δ logit|", self.logit_difference, None, "{:.4g}".format)
-        return "\n".join([_aligned(lines, len(header)), *_latency_lines(self.latency)])
+        lines += _line("examples", self.examples, None, "{:,}".format)
+        return "\n".join([title, _aligned(lines, len(header)), *_latency_lines(self.latency)])
 
 
 def measure(
@@ -219,14 +221,13 @@ COLUMNS = (
     ("MACs an example", "macs", "{:,}".format),
     ("  in the encoder", "encoder_macs", "{:,}".format),
     ("weights", "size_bytes", _bytes),
-    ("examples", "examples", "{:,}".format),
 )
 
 
 def _line(label: str, value: Any, other: Any, show: Callable, difference: bool = False) -> list[list[str]]:
     if value is None and other is None:
         return []
-    line = [label] + ["–" if figure is None else show(figure) for figure in (value, other)]
+    line = [label] + ["" if figure is None else show(figure) for figure in (value, other)]
     if value is not None and other is not None:
         line.append(f"{value - other:+.4f}" if difference else f"{value / other:.3f}" if other else "–")
     return [line]

@@ -10,6 +10,9 @@ from hf_compress.measure import to_openvino
 from .architectures import build
 
 
+HALF = {"roberta"}  # converted from bfloat16 weights
+
+
 @pytest.fixture(scope="session")
 def exports():
     """Gives a model by name and its export, converted from training mode with one part frozen."""
@@ -20,13 +23,16 @@ def exports():
             pytest.importorskip("openvino")
             model = build(name).train()
             next(model.children()).eval()
+            if name in HALF:
+                model.bfloat16()
             flags = [module.training for module in model.modules()]
             state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
             made[name] = model, to_openvino(model)
             assert [module.training for module in model.modules()] == flags
             assert torch.is_grad_enabled()
             assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
-            model.eval()
+            assert model.dtype == (torch.bfloat16 if name in HALF else torch.float32)
+            model.eval().float()  # what an export of half precision computes in, too
         return made[name]
 
     return get

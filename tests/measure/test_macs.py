@@ -75,6 +75,21 @@ def test_low_rank_modules_of_the_package():
     assert dense.params - cost.params == 32 * 64 - 7 * (32 + 64)  # the zero-size seal counts as nothing
 
 
+def test_removed_sub_layers_cost_nothing():
+    from hf_compress.structure import Constant, Removed
+
+    model, tokens = bert(), 16
+    width, inner = model.config.hidden_size, model.config.intermediate_size
+    dense = count(model, length=tokens)
+    first, second = model.bert.encoder.layer
+    first.attention.self = Removed("query.weight", "tuple")
+    first.attention.output.dense = Constant(width)
+    second.intermediate, second.output.dense = Removed("dense.weight"), Constant(width)
+    cost = count(model, length=tokens)
+    removed = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * inner
+    assert dense.macs - cost.macs == dense.encoder_macs - cost.encoder_macs == removed
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "timm_resnet", "timm_vit"])
 def test_meta_device_and_frozen_models_cost_the_same(name):
     model = build(name)
@@ -110,6 +125,8 @@ def test_batches_are_counted_by_the_example(name):
 def test_model_is_not_altered(name):
     model = build(name).train()
     next(model.children()).eval()
+    next(model.parameters()).requires_grad_(False)
+    requires = [parameter.requires_grad for parameter in model.parameters()]
     flags = [module.training for module in model.modules()]
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     random_state = torch.get_rng_state()
@@ -118,10 +135,12 @@ def test_model_is_not_altered(name):
     assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert [parameter.requires_grad for parameter in model.parameters()] == requires
     assert torch.equal(torch.get_rng_state(), random_state)
 
     with pytest.raises((TypeError, ValueError)):
         count(model, {"nonsense": torch.zeros(1)})
+    assert [parameter.requires_grad for parameter in model.parameters()] == requires
     assert [module.training for module in model.modules()] == flags
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ def latency_rows(
     stage: Any,
     baseline: Any = None,
     *,
-    batch: int = 1,
+    batch: int | Sequence[int] = 1,
     length: int | None = None,
     threads: int | None = None,
     runtimes: Iterable[str] = RUNTIMES,
@@ -64,8 +64,9 @@ def latency_rows(
             The model, or the folder of an exported one.
         baseline (*optional*):
             The dense model, of any of these kinds; none where `stage` itself is it.
-        batch (`int`, *optional*, defaults to 1), length (`int`, *optional*):
-            Of the example inputs; see [`example_inputs`].
+        batch (`int` or `Sequence[int]`, *optional*, defaults to 1), length (`int`, *optional*):
+            Of the example inputs; see [`example_inputs`]. Several batch sizes are timed one after the other, with
+            the models converted and compiled once.
         threads (`int`, *optional*):
             For both runtimes; by default what [`configure_threads`] set.
         runtimes (`Iterable[str]`, *optional*):
@@ -75,7 +76,7 @@ def latency_rows(
         inputs (`dict[str, torch.Tensor]`, *optional*):
             One batch to use instead of example inputs.
         samples (`int`, *optional*), seconds (`float`, *optional*, defaults to 10), progress (`bool`, *optional*):
-            As in [`latency`].
+            As in [`latency`], for each batch size.
 
     Returns:
         `list[dict]`: rows with `role` ("stage" or "baseline"), `runtime`, `precision`, `batch`, `length` (`None` for
@@ -87,8 +88,8 @@ def latency_rows(
     if unknown:
         raise CompressionError(f"runtimes: got {unknown[0]!r}; allowed are {', '.join(RUNTIMES)}.")
     threads = threads or configured_threads()
-    inputs = inputs or _inputs_of(stage, baseline, batch, length)
-    inputs = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+    sizes = [batch] if isinstance(batch, int) else list(batch)
+    batches = [inputs] if inputs else [_inputs_of(stage, baseline, size, length) for size in sizes]
     rows = _rows("stage", stage, runtimes, threads)
     if baseline is not None:
         rows += _rows("baseline", baseline, runtimes, threads)
@@ -97,8 +98,14 @@ def latency_rows(
         rows = [row for row in rows if row.precision in kept]
     for row in rows:
         _build(row)
-    timed = {row.key: row.candidate for row in rows if row.candidate is not None}
-    measured = latency(timed, inputs, samples=samples, seconds=seconds, progress=progress)
+    options = {"samples": samples, "seconds": seconds, "progress": progress}
+    return [record for batch in batches for record in _timed(rows, batch, threads, options)]
+
+
+def _timed(rows: list[_Row], inputs: Batch, threads: int, options: dict[str, Any]) -> list[dict[str, Any]]:
+    inputs = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+    candidates = {row.key: row.candidate for row in rows if row.candidate is not None}
+    measured = latency(candidates, inputs, **options)
     first = next(iter(inputs.values()))
     settings = {"batch": len(first), "length": first.shape[1] if "input_ids" in inputs else None, "threads": threads}
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +82,7 @@ def measure(
     data: Any = None,
     collate_fn: Callable | None = None,
     against: Any = None,
-    batch: int = 1,
+    batch: int | Sequence[int] = 1,
     length: int | None = None,
     runtimes: Iterable[str] = ("torch",),
     *,
@@ -106,8 +106,9 @@ def measure(
             Makes batches of `data`; see [`predict`].
         against (*optional*):
             The dense model. It is measured alike, timed in turn with `model`, and its predictions are compared.
-        batch (`int`, *optional*, defaults to 1), length (`int`, *optional*):
-            Examples in a timed batch, and tokens of the example that is timed and whose MACs are counted.
+        batch (`int` or `Sequence[int]`, *optional*, defaults to 1), length (`int`, *optional*):
+            Examples in a timed batch, or in each of several, and tokens of the example that is timed and whose MACs
+            are counted.
         runtimes (`Iterable[str]`, *optional*, defaults to `("torch",)`):
             Of `"torch"` and `"openvino"`; none for no timing. Exported models run in OpenVINO only.
         inputs (`dict[str, torch.Tensor]`, *optional*):

@@ -162,9 +162,11 @@ def test_rows_of_an_int8_stage_stand_beside_the_dense_ones(exported, exported_in
 
 
 def test_images_have_no_length_and_rows_can_be_chosen():
-    rows = latency_rows(build("timm_resnet"), batch=3, threads=1, runtimes=("torch",), precisions=("fp32",), samples=1)
+    chosen = {"runtimes": ("torch",), "precisions": ("fp32",)}
+    rows = latency_rows(build("timm_resnet"), batch=(3, 1), threads=1, samples=1, **chosen)
     assert [(row["runtime"], row["precision"], row["batch"], row["length"]) for row in rows] == [
-        ("torch", "fp32", 3, None)
+        ("torch", "fp32", 3, None),
+        ("torch", "fp32", 1, None),
     ]
     with pytest.raises(CompressionError, match="runtimes: got 'onnx'"):
         latency_rows(build("bert"), runtimes=("onnx",))

@@ -20,7 +20,7 @@ from ..registry import nearest
 logger = logging.getLogger(__name__)
 
 # Recovery and training of CIFAR-size networks as the distillation literature does it. No clipping: with SGD at these
-# rates it changes the result, and the norm costs a pass over all gradients.
+# rates it changes the result.
 CONVOLUTIONAL = {
     "optim": "sgd",
     "optim_args": "momentum=0.9,nesterov=True",

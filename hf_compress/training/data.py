@@ -64,7 +64,7 @@ class TrainingData:
         few = list(range(min(8, len(self.train))))
         if isinstance(self.train, datasets.Dataset):  # without the collator, which raw columns may not fit
             column = next((name for name in LABEL_COLUMNS if name in self.train.column_names), None)
-            labels = None if column is None else self.train.select(few).select_columns([column])[:][column]
+            labels = None if column is None else self.train.with_format(None).select(few)[column]
             return labels is not None and any(np.any(np.not_equal(label, -1)) for label in labels if label is not None)
         labels = next(batches(self.train, self.collate, few, len(few), columns=None)).get("labels")
         return labels is not None and bool((torch.as_tensor(labels) != -1).any())
@@ -106,12 +106,13 @@ def batches(
     """Batches of the examples `indices`, in their order.
 
     Args:
-        columns (`Iterable[str]`, *optional*): of a `datasets.Dataset`, the columns that the model takes; the others
-            (raw texts, most often) are left out, as `Trainer` does.
+        columns (`Iterable[str]`, *optional*): the inputs that the model takes; others are left out, see
+            [`unused_columns`].
     """
-    if isinstance(dataset, datasets.Dataset) and columns is not None:
-        kept = set(columns) | set(LABEL_COLUMNS)
-        dataset = dataset.remove_columns([name for name in dataset.column_names if name not in kept])
+    if columns is not None:
+        collate = ModelInputs(collate, columns)
+        if unused := unused_columns(dataset, columns):
+            dataset = dataset.remove_columns(unused)
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
         if hasattr(dataset, "__getitems__"):
@@ -119,6 +120,30 @@ def batches(
         else:
             examples = [dataset[index] for index in chosen]
         yield dict(collate(examples))
+
+
+class ModelInputs:
+    """A collator that leaves out what the model does not take, such as an example's number."""
+
+    def __init__(self, collate: Callable, columns: Iterable[str]):
+        self.collate, self.columns = collate, frozenset(columns)
+
+    def __call__(self, examples: Any) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in self.collate(examples).items() if name in self.columns}
+
+
+def unused_columns(dataset: Any, columns: Iterable[str]) -> list[str]:
+    """The columns of a `datasets.Dataset` that a collator should not see, because the model does not take them.
+
+    `Trainer` leaves them out as well. None are left out if the model takes none of the columns, or if a transform
+    makes the examples: then the inputs are made of the raw columns.
+    """
+    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
+        return []
+    known = set(columns) - set(LABEL_COLUMNS)
+    if known.isdisjoint(dataset.column_names):
+        return []
+    return [name for name in dataset.column_names if name not in known and name not in LABEL_COLUMNS]
 
 
 def forward_columns(model: nn.Module) -> list[str]:

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any
 
-import datasets
 import torch
 from torch import nn
 from transformers import EvalPrediction, TrainerCallback, TrainerState, TrainingArguments
 
 from .checkpoints import check_weights, resume_point
-from .data import TrainingData
+from .data import ModelInputs, TrainingData, forward_columns, unused_columns
 from .trainer import CompressionTrainer, LossTerm
 
 
@@ -72,13 +71,13 @@ def fit(
     compute_metrics = compute_metrics or data.compute_metrics
     if holdout is None:
         arguments.eval_strategy = "no"
-    # the collator of a task's data takes whole batches, which have no columns to remove
-    arguments.remove_unused_columns = isinstance(data.train, datasets.Dataset)
+    columns = forward_columns(model)
+    arguments.remove_unused_columns = bool(unused_columns(data.train, columns))
     restore_layout = prefer_channels_last(model, arguments.device)
     trainer = CompressionTrainer(
         model=model,
         args=arguments,
-        data_collator=data.collate,
+        data_collator=ModelInputs(data.collate, columns),
         train_dataset=data.train,
         eval_dataset=holdout,
         compute_metrics=_trainer_metrics(compute_metrics) if compute_metrics else None,

@@ -145,6 +145,38 @@ def test_the_budget_is_a_share_of_the_baseline():
     assert Context().budget is None
 
 
+RAW = {
+    "words": (lambda: text_rows().select_columns(["sentence", "label"]), {}),
+    "numbered": (lambda: text_rows().add_column("idx", list(range(64))), {"idx": torch.zeros(4)}),
+    "transformed": (
+        lambda: (
+            text_rows()
+            .select_columns(["sentence", "label"])
+            .with_transform(lambda rows: {"text": rows["sentence"], "label": rows["label"]})
+        ),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_collators_may_make_the_inputs_of_raw_columns(tiny_bert, kind):
+    """The columns a model takes reach the collator alone; where it takes none of them, all do."""
+    make, extra = RAW[kind]
+
+    def read(examples):
+        expected = {"words": "sentence", "transformed": "text", "numbered": "input_ids"}[kind]
+        assert all(expected in example and "idx" not in example for example in examples)
+        ids = torch.ones(len(examples), 5, dtype=torch.long)
+        return {"input_ids": ids, "labels": torch.tensor([example["label"] for example in examples]), **extra}
+
+    context = Context(data=make(), collate_fn=read, training={"num_train_epochs": 1})
+    context.expect(tiny_bert)
+    assert context.data.has_labels
+    assert context.loss(tiny_bert, next(context.calibration(4))) > 0
+    assert context.train(tiny_bert).steps == 2
+
+
 def test_a_tasks_data_is_read_with_its_own_collator():
     data = image_data()
     task_data = type("TaskData", (), {})()

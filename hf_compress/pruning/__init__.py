@@ -1,0 +1,22 @@
+"""Pruning: channels, attention heads and neurons leave the model, and it becomes smaller."""
+
+from .importance import magnitude_scores
+from .inventory import Inventory, find_units
+from .magnitude import MagnitudeOptions
+from .masks import masked
+from .surgery import shrink
+from .units import Slice, UnitGroup
+from .verb import prune
+
+
+__all__ = [
+    "Inventory",
+    "MagnitudeOptions",
+    "Slice",
+    "UnitGroup",
+    "find_units",
+    "magnitude_scores",
+    "masked",
+    "prune",
+    "shrink",
+]

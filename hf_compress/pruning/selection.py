@@ -1,0 +1,134 @@
+"""How much: which units stay, so that a budget is met as closely as whole units allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .costs import CostModel
+from .units import UnitGroup
+
+
+# A selection that falls below its budget by more than this share looks for units of a better size.
+CLOSE_ENOUGH = 0.005
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Units of one group that go together, so that what is left is a multiple of `round_to`."""
+
+    score: float
+    group: int
+    rank: int  # chunks of a group go in this order
+    units: Tensor
+
+
+def narrowest(group: UnitGroup, round_to: int = 1) -> int:
+    """The smallest width that `group` may come to: its minimum, rounded up, and never above its size."""
+    step = 1 if group.kind == "heads" else round_to
+    return min(group.size, -(-group.minimum // step) * step)
+
+
+def floor(groups: Sequence[UnitGroup], costs: CostModel, round_to: int = 1) -> float:
+    """The lowest figure that can be reached."""
+    return costs.total({group.name: narrowest(group, round_to) for group in groups})
+
+
+def select(
+    groups: Sequence[UnitGroup], scores: Mapping[str, Tensor], costs: CostModel, budget: float, round_to: int = 1
+) -> dict[str, Tensor]:
+    """Give up the units with the lowest scores until the budget is met, then take back what still fits.
+
+    Args:
+        groups (`Sequence[UnitGroup]`): all groups.
+        scores (`Mapping[str, Tensor]`): name of a group -> scores of shape `(size,)`, comparable across groups.
+        costs ([`CostModel`]): what the units cost.
+        budget (`float`): the figure to come down to; at least `floor(groups, costs, round_to)`.
+        round_to (`int`, *optional*, defaults to 1): widths of channels and neurons become multiples of this, except
+            where nothing is removed.
+
+    Returns:
+        `dict[str, Tensor]`: for each group which units stay, bool of shape `(size,)`.
+    """
+    chunks = sorted(
+        (chunk for index, group in enumerate(groups) for chunk in _chunks(index, group, scores[group.name], round_to)),
+        key=lambda chunk: (chunk.score, chunk.group, chunk.rank),
+    )
+    gone = _given_up(groups, chunks, costs, budget)
+    selection = {group.name: torch.ones(group.size, dtype=torch.bool) for group in groups}
+    for chunk in gone:
+        selection[groups[chunk.group].name][chunk.units] = False
+    return selection
+
+
+def _given_up(groups: Sequence[UnitGroup], chunks: list[_Chunk], costs: CostModel, budget: float) -> list[_Chunk]:
+    """The chunks that go: the first ones, unless the last of them is too large and smaller ones do as well."""
+    best, best_cost = None, -1.0
+    while True:
+        count = _fewest(groups, chunks, costs, budget)
+        if count is None:
+            return best if best is not None else chunks
+        gone = _taken_back(groups, chunks[:count], costs, budget)
+        cost = costs.total(_kept(groups, gone))
+        if cost > best_cost:
+            best, best_cost = gone, cost
+        if not count or cost >= budget * (1 - CLOSE_ENOUGH):
+            return best
+        # try without the chunk that went too far, and those of its group that come after it
+        last = chunks[count - 1]
+        chunks = [chunk for chunk in chunks if chunk.group != last.group or chunk.rank < last.rank]
+
+
+def _fewest(groups: Sequence[UnitGroup], chunks: list[_Chunk], costs: CostModel, budget: float) -> int | None:
+    """How many of the first chunks have to go; `None` if all of them are not enough."""
+    if costs.total(_kept(groups, chunks)) > budget:
+        return None
+    low, high = 0, len(chunks)
+    while low < high:
+        middle = (low + high) // 2
+        if costs.total(_kept(groups, chunks[:middle])) <= budget:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _chunks(index: int, group: UnitGroup, scores: Tensor, round_to: int) -> list[_Chunk]:
+    step = 1 if group.kind == "heads" else round_to
+    order = torch.argsort(scores, stable=True)
+    spare = group.size - narrowest(group, round_to)
+    chunks, start = [], 0
+    while start < spare:
+        # the first chunk brings the width down to a multiple
+        stop = start + (group.size % step or step) if start == 0 else start + step
+        units = order[start:stop]
+        chunks.append(_Chunk(float(scores[units].mean()), index, len(chunks), units))
+        start = stop
+    return chunks
+
+
+def _kept(groups: Sequence[UnitGroup], gone: Sequence[_Chunk]) -> dict[str, int]:
+    kept = {group.name: group.size for group in groups}
+    for chunk in gone:
+        kept[groups[chunk.group].name] -= len(chunk.units)
+    return kept
+
+
+def _taken_back(groups: Sequence[UnitGroup], gone: Sequence[_Chunk], costs: CostModel, budget: float) -> list[_Chunk]:
+    """`gone` without those that the budget has room for, the best first; a group takes back its last ones first."""
+    kept = _kept(groups, gone)
+    blocked: set[int] = set()
+    left = []
+    for chunk in reversed(gone):
+        name = groups[chunk.group].name
+        if chunk.group not in blocked:
+            kept[name] += len(chunk.units)
+            if costs.total(kept) <= budget:
+                continue
+            kept[name] -= len(chunk.units)
+            blocked.add(chunk.group)
+        left.append(chunk)
+    return left

@@ -18,12 +18,15 @@ CLOSE_ENOUGH = 0.005
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Units of one group that go together, so that what is left is a multiple of `round_to`."""
+    """Units of one group that go together, so that what is left is a multiple of `round_to`.
+
+    They are those at `start` to `stop` of the group's units in the order of their scores.
+    """
 
     score: float
     group: int
-    rank: int  # chunks of a group go in this order
-    units: Tensor
+    start: int
+    stop: int
 
 
 def narrowest(group: UnitGroup, round_to: int = 1) -> int:
@@ -53,15 +56,21 @@ def select(
     Returns:
         `dict[str, Tensor]`: for each group which units stay, bool of shape `(size,)`.
     """
-    chunks = sorted(
-        (chunk for index, group in enumerate(groups) for chunk in _chunks(index, group, scores[group.name], round_to)),
-        key=lambda chunk: (chunk.score, chunk.group, chunk.rank),
-    )
-    gone = _given_up(groups, chunks, costs, budget)
-    selection = {group.name: torch.ones(group.size, dtype=torch.bool) for group in groups}
-    for chunk in gone:
-        selection[groups[chunk.group].name][chunk.units] = False
+    chunks: list[_Chunk] = []
+    for index, group in enumerate(groups):
+        chunks += _chunks(index, group, scores[group.name], round_to)
+    chunks.sort(key=lambda chunk: (chunk.score, chunk.group, chunk.start))
+    kept = _kept(groups, _given_up(groups, chunks, costs, budget))
+    selection = {}
+    for group in groups:
+        keep = torch.ones(group.size, dtype=torch.bool)
+        keep[_order(scores[group.name])[: group.size - kept[group.name]]] = False
+        selection[group.name] = keep
     return selection
+
+
+def _order(scores: Tensor) -> Tensor:
+    return torch.argsort(scores, stable=True)
 
 
 def _given_up(groups: Sequence[UnitGroup], chunks: list[_Chunk], costs: CostModel, budget: float) -> list[_Chunk]:
@@ -79,7 +88,7 @@ def _given_up(groups: Sequence[UnitGroup], chunks: list[_Chunk], costs: CostMode
             return best
         # try without the chunk that went too far, and those of its group that come after it
         last = chunks[count - 1]
-        chunks = [chunk for chunk in chunks if chunk.group != last.group or chunk.rank < last.rank]
+        chunks = [chunk for chunk in chunks if chunk.group != last.group or chunk.start < last.start]
 
 
 def _fewest(groups: Sequence[UnitGroup], chunks: list[_Chunk], costs: CostModel, budget: float) -> int | None:
@@ -98,14 +107,13 @@ def _fewest(groups: Sequence[UnitGroup], chunks: list[_Chunk], costs: CostModel,
 
 def _chunks(index: int, group: UnitGroup, scores: Tensor, round_to: int) -> list[_Chunk]:
     step = 1 if group.kind == "heads" else round_to
-    order = torch.argsort(scores, stable=True)
+    ordered = scores[_order(scores)].tolist()
     spare = group.size - narrowest(group, round_to)
     chunks, start = [], 0
     while start < spare:
         # the first chunk brings the width down to a multiple
         stop = start + (group.size % step or step) if start == 0 else start + step
-        units = order[start:stop]
-        chunks.append(_Chunk(float(scores[units].mean()), index, len(chunks), units))
+        chunks.append(_Chunk(sum(ordered[start:stop]) / (stop - start), index, start, stop))
         start = stop
     return chunks
 
@@ -113,7 +121,7 @@ def _chunks(index: int, group: UnitGroup, scores: Tensor, round_to: int) -> list
 def _kept(groups: Sequence[UnitGroup], gone: Sequence[_Chunk]) -> dict[str, int]:
     kept = {group.name: group.size for group in groups}
     for chunk in gone:
-        kept[groups[chunk.group].name] -= len(chunk.units)
+        kept[groups[chunk.group].name] -= chunk.stop - chunk.start
     return kept
 
 
@@ -125,10 +133,10 @@ def _taken_back(groups: Sequence[UnitGroup], gone: Sequence[_Chunk], costs: Cost
     for chunk in reversed(gone):
         name = groups[chunk.group].name
         if chunk.group not in blocked:
-            kept[name] += len(chunk.units)
+            kept[name] += chunk.stop - chunk.start
             if costs.total(kept) <= budget:
                 continue
-            kept[name] -= len(chunk.units)
+            kept[name] -= chunk.stop - chunk.start
             blocked.add(chunk.group)
         left.append(chunk)
     return left

@@ -20,6 +20,14 @@ def script():
     return module
 
 
+@pytest.fixture(autouse=True)
+def threads_as_before(monkeypatch):
+    monkeypatch.setattr("hf_compress.measure.machine._threads", None)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 def contestant(log: list, name: str, steps: int):
     def run(turn):
         for _ in range(steps):
@@ -49,12 +57,9 @@ def test_an_error_of_one_contestant_ends_the_benchmark(script):
         turns.run({"a": fails, "b": contestant(log, "b", 3)}, threads=1)
 
 
-def test_the_benchmark_measures_all_three(script, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hf_compress.measure.machine._threads", None)  # what it sets is undone afterwards
-    threads = torch.get_num_threads()
+def test_the_benchmark_measures_all_three(script, tmp_path, capsys):
     arguments = ["--data_dir", "sample", "--steps", "4", "--turn", "1", "--batch", "8", "--threads", "1"]
     assert script.main([*arguments, "--precision", "fp32", "--output", str(tmp_path / "out" / "results.json")]) == 0
-    torch.set_num_threads(threads)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["settings"]["steps"] == 4 and not results["settings"]["whole_epoch"]
     assert set(results["seconds"]) == {"hf_compress", "trainer", "bare"}

@@ -100,7 +100,7 @@ def test_excluded_modules_stay_float_and_few_examples_are_a_warning(tmp_path):
 
 def test_the_same_seed_gives_the_same_model(exports, tmp_path):
     export = exports["bert", "static_int8"]
-    options = {"data": dataset(export.batch), "calibration_samples": 32}
+    options = {"data": dataset(export.batch), "calibration_samples": 32, "overflow_fix": "enable"}
     again = quantize(make_small_bert(), seed=0, output_dir=tmp_path / "again", **options)
     assert again.notes["calibration"] == export.report.notes["calibration"]
     np.testing.assert_array_equal(again.model(**export.batch).logits.numpy(), export.logits)
@@ -109,11 +109,12 @@ def test_the_same_seed_gives_the_same_model(exports, tmp_path):
     assert not np.array_equal(other.model(**export.batch).logits.numpy(), export.logits)
 
 
-def test_without_wide_sums_no_product_overflows():
-    assert resolve_overflow_fix("auto", {"avx2", "fma"}) == "enable"
-    assert resolve_overflow_fix("auto", {"avx2", "avx512f", "avx512_vnni"}) == "first_layer_only"
-    assert resolve_overflow_fix("auto", set()) == "first_layer_only"  # not x86
-    assert resolve_overflow_fix("disable", {"avx2"}) == "disable"
+def test_attention_is_kept_from_overflow_where_sums_are_narrow():
+    old, new, arm = {"avx2", "fma"}, {"avx2", "avx512f", "avx512_vnni"}, set()
+    assert resolve_overflow_fix("auto", True, old) == "enable"
+    assert {resolve_overflow_fix("auto", True, sets) for sets in (new, arm)} == {"first_layer_only"}
+    assert {resolve_overflow_fix("auto", False, sets) for sets in (old, new, arm)} == {"first_layer_only"}
+    assert resolve_overflow_fix("disable", True, old) == "disable"
 
 
 def _token_classifier():

@@ -11,18 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..allocate import Choice, allocate
 from ..errors import RecipeError, TargetError, UnsupportedModelError
 from ..measure import encoder_modules
 from ..registry import Cost, StepContext, Target, register_method
-from .factors import Basis, Metric, decompose, smallest_rank
+from .factors import Basis, Metric, decompose
 from .layers import Layer, find_layers, observe, replace
 from .moments import Moments, input_moments
+from .ranks import Option, candidate_ranks, least_cost, ranks_for_budget, ranks_for_energy, ranks_for_rank
 
 
 logger = logging.getLogger(__name__)
-
-Option = tuple[str, int] | None  # a scheme and a rank, or dense
 
 
 @dataclass
@@ -38,8 +36,9 @@ class SvdOptions:
             the one that loses less.
         rank (`int`, *optional*): the same rank for every layer.
         energy (`float`, *optional*): for every layer the least rank that keeps this part of the squared norm.
-        error (`str`, *optional*, defaults to `"relative"`): what a target's allocation adds up over layers: the
-            squared error as a part of the layer's own squared norm ("relative"), or as it is ("absolute").
+        allocation (`str`, *optional*, defaults to `"relative"`): how a target is spread over the layers: so that the
+            sum of their squared errors is least, each as a part of its layer's squared norm ("relative") or as it is
+            ("absolute"); or "uniform", the same fraction of every layer.
         round_to (`int`, *optional*, defaults to 8): ranks are multiples of it, which suits vector units.
         exclude (`list[str]`, *optional*): patterns (`*`, `?`) for names of modules that stay dense, with all in them.
         head (`bool`, *optional*, defaults to `False`): whether the task head, the pooler and the embeddings'
@@ -51,7 +50,7 @@ class SvdOptions:
     scheme: Literal["auto", "spatial", "channel"] = "auto"
     rank: int | None = None
     energy: float | None = None
-    error: Literal["relative", "absolute"] = "relative"
+    allocation: Literal["relative", "absolute", "uniform"] = "relative"
     round_to: int = 8
     exclude: list[str] = field(default_factory=list)
     head: bool = False
@@ -61,7 +60,7 @@ class SvdOptions:
         allowed = {
             "weighting": ("none", "activation"),
             "scheme": ("auto", "spatial", "channel"),
-            "error": ("relative", "absolute"),
+            "allocation": ("relative", "absolute", "uniform"),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -106,13 +105,13 @@ def factorize_svd(model: nn.Module, options: SvdOptions, context: StepContext) -
         [`~errors.TargetError`]: the target is met already or out of reach; nothing has been changed.
         [`~errors.UnsupportedModelError`]: the model has no layer that can be factorized.
     """
-    _check_question(options, context.target)
+    options.check_target(context.target)
     within = encoder_modules(model) if context.target and context.target.scope == "encoder" else None
     layers, dense = find_layers(
         model, scheme=options.scheme, exclude=options.exclude, head=options.head, within=within
     )
     cost = observe(model, layers, context)
-    ranks = {layer.name: candidate_ranks(layer, options) for layer in layers}
+    ranks = {layer.name: candidate_ranks(layer, options.round_to, options.rank) for layer in layers}
     if context.target is not None:
         _check_reach(layers, ranks, cost, context, options)
     if not any(ranks.values()):
@@ -135,31 +134,6 @@ def factorize_svd(model: nn.Module, options: SvdOptions, context: StepContext) -
     logger.info("Factorized %d of %d layers", sum(option is not None for option in chosen.values()), len(facts))
 
 
-def candidate_ranks(layer: Layer, options: SvdOptions) -> dict[str, list[int]]:
-    """For every scheme the ranks that make the layer smaller; schemes without any are left out.
-
-    They go in steps of `round_to`; a fixed `rank` is taken as it is.
-    """
-    found = {}
-    for scheme in layer.schemes:
-        limit = layer.max_rank(scheme)
-        if options.rank is not None:
-            ranks = [options.rank] if options.rank <= limit else []
-        else:
-            ranks = list(range(options.round_to, limit + 1, options.round_to))
-        if ranks:
-            found[scheme] = ranks
-    return found
-
-
-def _check_question(options: SvdOptions, target: Target | None) -> None:
-    given = [name for name in ("rank", "energy") if getattr(options, name) is not None]
-    if target is not None and given:
-        raise RecipeError(f"{given[0]}: it stands beside a target, which chooses the ranks itself; give one of them.")
-    if target is None and not given:
-        raise RecipeError("target: factorize/svd needs a target such as {params: 0.5}, or a rank, or an energy.")
-
-
 def _nothing_to_do(model: nn.Module, dense: dict[str, str], options: SvdOptions) -> str:
     reasons = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:5])
     return (
@@ -172,10 +146,7 @@ def _nothing_to_do(model: nn.Module, dense: dict[str, str], options: SvdOptions)
 def _check_reach(layers, ranks, cost: Cost, context: StepContext, options: SvdOptions) -> None:
     """Refuse a target that is met, or below what the least ranks give, before anything is computed."""
     target, current, baseline = context.target, cost.of(context.target), context.baseline_cost.of(context.target)
-    floor = current
-    for layer in layers:
-        costs = [layer.cost(target.kind, scheme, min(found)) for scheme, found in ranks[layer.name].items()]
-        floor += min([*costs, layer.cost(target.kind)]) - layer.cost(target.kind)
+    floor = current - sum(layer.cost(target.kind) for layer in layers) + least_cost(layers, ranks, target.kind)
     if floor <= context.budget < current:
         return
     problem = "is met already" if context.budget >= current else "is out of reach"
@@ -238,40 +209,13 @@ def _spatial_basis(layer: Layer, matrix: Tensor, covariance: Tensor, max_rank: i
 
 
 def _choose(layers, ranks, bases, cost: Cost, options: SvdOptions, context: StepContext) -> dict[str, Option]:
-    """The scheme and rank of every layer, `None` for dense."""
-    if context.target is None:
-        pick = _of_energy if options.energy is not None else _of_rank
-        return {layer.name: pick(layer, ranks[layer.name], bases, options) for layer in layers}
-    kind, units = context.target.kind, {}
-    for layer in layers:
-        choices = [Choice(None, 0.0, layer.cost(kind))]
-        for scheme, candidates in ranks[layer.name].items():
-            errors = bases[layer.name, scheme].errors
-            norm = float(errors[0]) if options.error == "relative" else 1.0
-            for rank in candidates:
-                loss = float(errors[rank]) / norm if norm > 0 else 0.0
-                choices.append(Choice((scheme, rank), loss, layer.cost(kind, scheme, rank)))
-        units[layer.name] = choices
+    if options.rank is not None:
+        return ranks_for_rank(layers, ranks, bases, options.rank)
+    if options.energy is not None:
+        return ranks_for_energy(layers, ranks, bases, options.energy)
+    kind = context.target.kind
     fixed = cost.of(context.target) - sum(layer.cost(kind) for layer in layers)
-    return {name: choice.option for name, choice in allocate(units, context.budget - fixed).items()}
-
-
-def _of_rank(layer: Layer, ranks: dict[str, list[int]], bases, options: SvdOptions) -> Option:
-    found = [(bases[layer.name, scheme].relative_error(options.rank), scheme) for scheme in ranks]
-    return (min(found, key=lambda pair: pair[0])[1], options.rank) if found else None
-
-
-def _of_energy(layer: Layer, ranks: dict[str, list[int]], bases, options: SvdOptions) -> Option:
-    """The cheapest way to keep the energy; dense where none is cheaper than that."""
-    found = []
-    for scheme, candidates in ranks.items():
-        rank = smallest_rank(bases[layer.name, scheme].errors, options.energy)
-        enough = [candidate for candidate in candidates if candidate >= rank]
-        if enough:
-            found.append(
-                (layer.cost("macs", scheme, enough[0]), layer.cost("params", scheme, enough[0]), scheme, enough[0])
-            )
-    return min(found, key=lambda entry: entry[:2])[2:] if found else None
+    return ranks_for_budget(layers, ranks, bases, kind, context.budget - fixed, options.allocation)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_compress.errors import RecipeError
 from hf_compress.lowrank import decompose
 from hf_compress.lowrank.layers import Layer, find_layers, observe, replace
-from hf_compress.lowrank.svd import SvdOptions, candidate_ranks
+from hf_compress.lowrank.ranks import candidate_ranks
 from hf_compress.measure import count, encoder_modules
 from hf_compress.structure import LowRankConv2d, LowRankLinear
 
@@ -142,11 +142,11 @@ def test_costs_are_those_of_the_real_modules(geometry, rank):
 
 def test_candidates_are_multiples_below_break_even():
     layer = Layer("x", nn.Linear(64, 64), ("linear",), outputs=1.0)
-    assert candidate_ranks(layer, SvdOptions(energy=0.5)) == {"linear": [8, 16, 24]}
-    assert candidate_ranks(layer, SvdOptions(energy=0.5, round_to=10)) == {"linear": [10, 20, 30]}
-    assert candidate_ranks(layer, SvdOptions(rank=31)) == {"linear": [31]}
-    assert candidate_ranks(layer, SvdOptions(rank=32)) == {}  # exactly break-even: nothing gained
-    assert candidate_ranks(layer, SvdOptions(energy=0.5, round_to=32)) == {}
+    assert candidate_ranks(layer, 8) == {"linear": [8, 16, 24]}
+    assert candidate_ranks(layer, 10) == {"linear": [10, 20, 30]}
+    assert candidate_ranks(layer, rank=31) == {"linear": [31]}
+    assert candidate_ranks(layer, rank=32) == {}  # exactly break-even: nothing gained
+    assert candidate_ranks(layer, 32) == {}
 
 
 def test_finds_the_encoder_of_bert_and_leaves_head_pooler_and_embeddings(tiny_bert):

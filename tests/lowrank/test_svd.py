@@ -116,6 +116,19 @@ def test_allocation_beats_the_same_rank_everywhere(tiny_bert):
     assert chosen.notes["layers"]["bert.encoder.layer.0.intermediate.dense"]["rank"] <= 4
 
 
+@pytest.mark.parametrize("kind", ["params", "macs"])
+def test_uniform_takes_the_same_fraction_of_every_layer(tiny_resnet, kind):
+    dense = copy.deepcopy(tiny_resnet)
+    target = Target(kind, 0.6)
+    context = context_for(tiny_resnet, target)
+    factorize_svd(tiny_resnet, SvdOptions(allocation="uniform", round_to=1), context)
+    assert 0.9 * 0.6 < count(tiny_resnet).of(target) / count(dense).of(target) <= 0.6
+    found = low_rank_modules(tiny_resnet)
+    wide = [name for name in found if dense.get_submodule(name).weight.shape[:2] == (32, 32)]
+    assert len({found[name].rank for name in wide}) <= 2  # one for each stride
+    assert all(fact["scheme"] != "dense" for fact in context.notes["layers"].values() if fact["of"] > 8)
+
+
 def test_targets_out_of_reach_or_met_already_are_refused_untouched(tiny_bert):
     before = copy.deepcopy(tiny_bert.state_dict())
     context = context_for(tiny_bert, Target("params", 0.01))
@@ -135,9 +148,9 @@ def test_targets_out_of_reach_or_met_already_are_refused_untouched(tiny_bert):
 @pytest.mark.parametrize(
     "options, target, message",
     [
-        ({}, None, "needs a target"),
-        ({"rank": 4}, Target("params", 0.5), "stands beside a target"),
-        ({"energy": 0.5}, Target("macs", 0.5), "stands beside a target"),
+        ({}, None, "exactly one of target"),
+        ({"rank": 4}, Target("params", 0.5), "exactly one of target"),
+        ({"energy": 0.5}, Target("macs", 0.5), "exactly one of target"),
     ],
 )
 def test_the_question_must_be_one(tiny_bert, options, target, message):
@@ -153,7 +166,7 @@ def test_the_question_must_be_one(tiny_bert, options, target, message):
         {"rank": 2, "energy": 0.5},
         {"weighting": "fisher"},
         {"scheme": "tucker"},
-        {"error": "max"},
+        {"allocation": "max"},
         {"round_to": 0},
         {"exclude": "*.dense"},
     ],

@@ -90,12 +90,7 @@ def fit(
             check_weights(model, checkpoint)
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
-        trainer.remove_traces()
-        trainer.accelerator.free_memory()
-        model.zero_grad(set_to_none=True)
-        if restore_layout:
-            model.to(memory_format=torch.contiguous_format)
-        model.eval()
+        _release(trainer, restore_layout)
     return TrainReport(
         epochs=curve(trainer.state),
         seconds=time.perf_counter() - started,
@@ -142,6 +137,16 @@ def curve(state: TrainerState) -> list[dict[str, float]]:
             if key.startswith("eval_") and not key.endswith(("_runtime", "_per_second", "_preparation_time")):
                 row[f"holdout_{key.removeprefix('eval_')}"] = value
     return [epochs[number] for number in sorted(epochs)]
+
+
+def _release(trainer: CompressionTrainer, restore_layout: bool) -> None:
+    """Give the model back, and the memory of gradients and optimizer with it."""
+    trainer.remove_traces()
+    trainer.accelerator.free_memory()
+    trainer.model.zero_grad(set_to_none=True)
+    if restore_layout:
+        trainer.model.to(memory_format=torch.contiguous_format)
+    trainer.model.eval()
 
 
 def _trainer_metrics(compute_metrics):

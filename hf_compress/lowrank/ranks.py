@@ -108,10 +108,16 @@ def _largest(
     layer: Layer, candidates: Mapping[str, Sequence[int]], bases: Bases, kind: str, fraction: float
 ) -> Option:
     """The best option that costs at most this fraction of the layer; the cheapest where none is so cheap."""
-    options = [(scheme, rank) for scheme, ranks in candidates.items() for rank in ranks]
-    if not options:
+    if not candidates:
         return None
-    fitting = [option for option in options if layer.cost(kind, *option) <= fraction * layer.cost(kind)]
+    room = fraction * layer.cost(kind)
+    # errors fall with the rank, so that of every scheme only the greatest rank that fits can be the best
+    fitting = [
+        (scheme, max(rank for rank in ranks if layer.cost(kind, scheme, rank) <= room))
+        for scheme, ranks in candidates.items()
+        if layer.cost(kind, scheme, min(ranks)) <= room
+    ]
     if not fitting:
-        return min(options, key=lambda option: layer.cost(kind, *option))
+        cheapest = min(candidates, key=lambda scheme: layer.cost(kind, scheme, min(candidates[scheme])))
+        return cheapest, min(candidates[cheapest])
     return min(fitting, key=lambda option: bases[layer.name, option[0]].relative_error(option[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,10 +118,7 @@ def factorize_svd(model: nn.Module, options: SvdOptions, context: StepContext) -
     if not any(ranks.values()):
         raise UnsupportedModelError(_nothing_to_do(model, dense, options))
     moments = _moments(model, layers, options, context)
-    bases = {}
-    for layer in context.progress(layers, "Decomposing", total=len(layers)):
-        for scheme in ranks[layer.name]:
-            bases[layer.name, scheme] = _basis(layer, scheme, max(ranks[layer.name][scheme]), moments)
+    bases = _decompose_all(layers, ranks, moments, context)
     chosen = _choose(layers, ranks, bases, cost, options, context)
     facts = {}
     pending = {layer.name: layer for layer in layers}
@@ -169,6 +167,29 @@ def _moments(model, layers: Sequence[Layer], options: SvdOptions, context: StepC
             "weighting 'none'."
         )
     return moments
+
+
+def _decompose_all(layers, ranks, moments: dict[str, Moments], context: StepContext) -> dict[tuple[str, str], Basis]:
+    """A basis for every layer and scheme that has a candidate, kept no wider than its greatest candidate.
+
+    Eigenvalue problems of this size gain little from threads, and lose much where other programs share the cores; so
+    every core works on a matrix of its own. That makes results independent of the number of threads, too.
+    """
+    tasks = [(layer, scheme) for layer in layers for scheme in ranks[layer.name]]
+
+    def work(task: tuple[Layer, str]) -> Basis:
+        layer, scheme = task
+        return _basis(layer, scheme, max(ranks[layer.name][scheme]), moments)
+
+    threads = torch.get_num_threads()
+    workers = threads if tasks[0][0].module.weight.device.type == "cpu" else 1
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            found = list(context.progress(pool.map(work, tasks), "Decomposing", total=len(tasks)))
+    finally:
+        torch.set_num_threads(threads)
+    return {(layer.name, scheme): basis for (layer, scheme), basis in zip(tasks, found, strict=True)}
 
 
 def _basis(layer: Layer, scheme: str, max_rank: int, moments: dict[str, Moments]) -> Basis:

@@ -259,13 +259,20 @@ def test_activation_error_is_the_measured_one_for_linear_and_both_schemes():
             assert notes["layers"][name]["error"] == pytest.approx(measured, rel=2e-3, abs=1e-4)
 
 
-def test_is_deterministic(tiny_resnet, tiny_image_batch):
-    results = []
-    for seed in (1, 2):
+@pytest.mark.parametrize("weighting, threads", [("activation", (1, 1)), ("none", (1, 2))])
+def test_is_deterministic(tiny_resnet, tiny_image_batch, weighting, threads):
+    """Whatever the state of the generator; of weights alone, with any number of threads."""
+    results, before = [], torch.get_num_threads()
+    for seed, number in enumerate(threads):
         torch.manual_seed(seed)
-        model = copy.deepcopy(tiny_resnet)
-        options = SvdOptions(weighting="activation", round_to=2)
-        factorize_svd(model, options, context_for(model, Target("macs", 0.7), [tiny_image_batch]))
+        torch.set_num_threads(number)
+        try:
+            model = copy.deepcopy(tiny_resnet)
+            options = SvdOptions(weighting=weighting, round_to=2)
+            factorize_svd(model, options, context_for(model, Target("macs", 0.7), [tiny_image_batch]))
+            assert torch.get_num_threads() == number
+        finally:
+            torch.set_num_threads(before)
         results.append(model.state_dict())
     assert list(results[0]) == list(results[1])
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])

@@ -101,7 +101,12 @@ def _uniform(
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(at(middle)) <= budget else (low, middle)
-    return at(low)
+    chosen, more = at(low), at(high)
+    for layer in layers:  # layers that take their next step at once, one after the other for as long as it fits
+        trial = {**chosen, layer.name: more[layer.name]}
+        if cost(trial) <= budget:
+            chosen = trial
+    return chosen
 
 
 def _largest(

@@ -122,10 +122,11 @@ def test_uniform_takes_the_same_fraction_of_every_layer(tiny_resnet, kind):
     target = Target(kind, 0.6)
     context = context_for(tiny_resnet, target)
     factorize_svd(tiny_resnet, SvdOptions(allocation="uniform", round_to=1), context)
-    assert 0.9 * 0.6 < count(tiny_resnet).of(target) / count(dense).of(target) <= 0.6
+    assert 0.95 * 0.6 < count(tiny_resnet).of(target) / count(dense).of(target) <= 0.6
     found = low_rank_modules(tiny_resnet)
     wide = [name for name in found if dense.get_submodule(name).weight.shape[:2] == (32, 32)]
-    assert len({found[name].rank for name in wide}) <= 2  # one for each stride
+    # one for each stride, and one more for the layers that were given what was left
+    assert len({found[name].rank for name in wide}) <= 3
     assert all(fact["scheme"] != "dense" for fact in context.notes["layers"].values() if fact["of"] > 8)
 
 

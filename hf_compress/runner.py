@@ -23,6 +23,7 @@ import torch
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
+from . import load_methods
 from .errors import CompressionError, RecipeError
 from .journal import Clock, Journal
 from .measure import configure_threads, environment, has_fast_bf16
@@ -97,6 +98,7 @@ def run(recipe: str | Path | dict | Recipe, overrides: Sequence[str] = ()) -> Ru
         `CompressionError`: for anything in the recipe, the data or the model that cannot work; nothing half-written
         is left under a final name.
     """
+    load_methods()
     return Runner(load_recipe(recipe, overrides)).run()
 
 

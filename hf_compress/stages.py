@@ -114,25 +114,20 @@ def stage_seconds(journal: Journal, stage: str) -> dict[str, float]:
 
 def _latencies(model: Any, baseline: Path | None, recipe: Recipe, task: Task) -> list[dict]:
     measure = recipe.measure
-    batches = [measure.batch] if measure.batch else [128 if task.modality == "image" else 1]
+    batch = measure.batch or (128 if task.modality == "image" else 1)
     length = None
     if task.modality == "text":
         length = measure.length or task.spec.max_length
     dense = None if baseline is None else load_stage(baseline, task)[0]
-    if 1 not in batches:
-        batches.insert(0, 1)
-    rows = []
-    for batch in batches:
-        rows += latency_rows(
-            model,
-            dense,
-            batch=batch,
-            length=length,
-            threads=recipe.threads,
-            seconds=measure.seconds,
-            progress=True,
-        )
-    return rows
+    return latency_rows(
+        model,
+        dense,
+        batch=sorted({1, batch}),
+        length=length,
+        threads=recipe.threads,
+        seconds=measure.seconds,
+        progress=True,
+    )
 
 
 def _flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:

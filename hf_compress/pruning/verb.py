@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from .. import load_methods
 from ..registry import Target
 from ..training import Context, StepReport, apply_method
 
@@ -75,8 +74,6 @@ def prune(
     model.save_pretrained("small")
     ```
     """
-    if distill is not None:
-        load_methods()
     context = Context(
         data=data,
         collate_fn=collate_fn,

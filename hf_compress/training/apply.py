@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from .. import load_methods
 from ..errors import CompressionError, RecipeError, TargetError
 from ..fields import from_mapping
 from ..registry import Cost, Method, Target, get_method
@@ -103,6 +104,7 @@ def apply_method(
     chosen = get_method(technique, method)
     options = _read(chosen, options, technique)
     if distill is not None:
+        load_methods()  # a verb has imported its own technique only
         distill = _read(get_method("distill", "logits"), distill, f"{technique}.distill")
     context.expect(model)
     _check_needs(chosen, options, context, distill)

@@ -51,6 +51,7 @@ COMMON = {
     "save_total_limit": 1,
     "logging_nan_inf_filter": False,  # a diverging training has to show, not to be averaged away
     "report_to": "none",
+    "disable_tqdm": False,  # Trainer would hide the progress where the log is quiet
 }
 # What the run decides, with where to say it instead.
 RESERVED = {

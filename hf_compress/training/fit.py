@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import EvalPrediction, TrainerCallback, TrainerState, TrainingArguments
 
+from ..structure import track
 from .checkpoints import check_weights, resume_point
 from .data import ModelInputs, TrainingData, forward_columns, unused_columns
 from .trainer import CompressionTrainer, LossTerm
@@ -73,6 +74,9 @@ def fit(
         arguments.eval_strategy = "no"
     columns = forward_columns(model)
     arguments.remove_unused_columns = bool(unused_columns(data.train, columns))
+    # Checkpoints must hold the names that the model has now, or Trainer cannot put the weights back. Transformers saves
+    # a BERT from an old checkpoint under the old names, unless its structure is tracked.
+    track(model)
     restore_layout = prefer_channels_last(model, arguments.device)
     trainer = CompressionTrainer(
         model=model,

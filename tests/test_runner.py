@@ -145,10 +145,9 @@ def test_two_processes_give_the_results_of_one(tmp_path, text_root):
             sys.executable,
             "-m",
             "torch.distributed.run",
+            "--standalone",
             "--nproc_per_node",
             str(processes),
-            "--master_port",
-            "0",
         ]
         script = Path(__file__).parents[1] / "scripts" / "compress.py"
         done = subprocess.run(

@@ -74,8 +74,8 @@ def fit(
         arguments.eval_strategy = "no"
     columns = forward_columns(model)
     arguments.remove_unused_columns = bool(unused_columns(data.train, columns))
-    # Checkpoints must hold the names that the model has now, or Trainer cannot put the weights back. Transformers saves
-    # a BERT from an old checkpoint under the old names, unless its structure is tracked.
+    # Trainer can put the weights back only from checkpoints with the names that the model has now. Transformers saves
+    # a BERT of an old checkpoint under its old names, unless the structure is tracked.
     track(model)
     restore_layout = prefer_channels_last(model, arguments.device)
     trainer = CompressionTrainer(

@@ -35,6 +35,7 @@ from .report import print_stages, write_report
 from .results import new_results, save_results
 from .stages import copy_model, load_stage, measure_stage, save_stage, stage_seconds
 from .storage import read_json, whole_folder, write_json, write_text
+from .structure import track
 from .tasks import Task, load_task
 from .training import Context, StepReport, apply_method
 
@@ -211,6 +212,9 @@ class Runner:
             model, processor = self._load(index, stage, start)
         report = StepReport("none", "none", model=model)
         if step is not None:
+            # Trainer can put weights back only from checkpoints with the names that the model has now. Transformers
+            # saves a BERT of an old checkpoint under its old names, unless the structure is tracked.
+            track(model)
             report = self._apply(stage, step, model, processor, work)
         if self.state.is_main_process:
             earlier = read_json(start / "report.json") if start else None

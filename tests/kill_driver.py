@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import hf_compress
 from hf_compress import runner
@@ -37,7 +37,7 @@ def kill_at(operation: str, stage: str, count: int = 1) -> None:
                 if steps == count:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            torch.optim.optimizer.register_optimizer_step_post_hook(deadly_step)
+            register_optimizer_step_post_hook(deadly_step)
 
     Journal.append = deadly_append
 

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..errors import RecipeError
-from ..registry import StepContext, nearest, register_method
+from ..registry import StepContext, Target, nearest, register_method
 from .importance import magnitude_scores, quantiles
 from .inventory import find_units
 from .iteration import prune_to_target
@@ -57,6 +57,11 @@ class MagnitudeOptions:
             raise RecipeError(
                 "heads: got false, and neurons is false too, so nothing may go; set one of them to true."
             )
+
+    def check_target(self, target: Target | None) -> None:
+        """A recipe is checked with this before anything is loaded."""
+        if target is None:
+            raise RecipeError("target: this key is required and missing; give one such as {macs: 0.5}.")
 
 
 @register_method(

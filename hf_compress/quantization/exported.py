@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, TimmWrapperConfig
 
 from ..errors import CompressionError, NotFoundError, UnsupportedModelError
-from ..measure import configured_threads
+from ..measure import openvino_config
 from ..models.processors import has_tokenizer, load_image_processor, load_tokenizer
 from .engine import quiet_engine, reason_of, require
 
@@ -72,7 +72,7 @@ def wrap(converted: openvino.Model, model: nn.Module) -> OVModel:
         )
     with quiet_engine():
         exported = getattr(optimum, CLASSES[main])(converted, config=exported_config(model), compile=False)
-    exported.ov_config = runtime_config("f32")
+    exported.ov_config = openvino_config("f32")
     return exported
 
 
@@ -85,21 +85,6 @@ def exported_config(model: nn.Module) -> PreTrainedConfig:
     if isinstance(config, TimmWrapperConfig):
         config = ExportedTimmConfig.from_dict(config.to_dict())
     return config
-
-
-def runtime_config(precision: Literal["f32", "bf16"] = "f32", threads: int | None = None) -> dict[str, str]:
-    """Properties for OpenVINO: the type in which it computes whatever is not int8, and the number of threads.
-
-    Left alone, OpenVINO takes bfloat16 for that where the CPU is fast at it, so the same file gives other logits on
-    another machine.
-    """
-    if precision not in ("f32", "bf16"):
-        raise CompressionError(f"precision: got {precision!r}; allowed are 'f32' and 'bf16'.")
-    threads = configured_threads() if threads is None else threads
-    properties = {"INFERENCE_PRECISION_HINT": precision}
-    if threads:
-        properties["INFERENCE_NUM_THREADS"] = str(threads)
-    return properties
 
 
 def is_exported(folder: str | os.PathLike) -> bool:
@@ -134,15 +119,16 @@ def save_exported(model: OVModel, folder: str | os.PathLike, processor: Any = No
 
 
 def load_exported(
-    folder: str | os.PathLike, *, precision: Literal["f32", "bf16"] = "f32", threads: int | None = None
+    folder: str | os.PathLike, *, precision: Literal["f32", "bf16", "int8"] = "f32", threads: int | None = None
 ) -> tuple[OVModel, Any]:
     """
     Load an exported model, as plain `from_pretrained` does, and its processor.
 
     Args:
         folder (`str` or `os.PathLike`): what [`save_exported`] wrote.
-        precision (`str`, *optional*, defaults to `"f32"`): the type in which what is not int8 is computed: `"f32"` or
-            `"bf16"`, which is fast only where the CPU has instructions for it.
+        precision (`str`, *optional*, defaults to `"f32"`): the type in which what is not int8 is computed: `"f32"`,
+            `"bf16"`, or `"int8"` for the one that this CPU is faster at. Left alone, OpenVINO does the last, so that the
+            same file gives slightly other logits on another machine.
         threads (`int`, *optional*): of inference; by default what the run was configured for.
 
     Returns:
@@ -164,7 +150,7 @@ def load_exported(
             name = CLASSES["input_ids" if is_text else "pixel_values"]
             # as a text: Optimum takes the name of a folder apart
             model = getattr(optimum, name).from_pretrained(
-                str(folder), compile=False, ov_config=runtime_config(precision, threads)
+                str(folder), compile=False, ov_config=openvino_config(precision, threads)
             )
             processor = _processor(config, folder, is_text)
     except (OSError, RuntimeError, ValueError) as error:

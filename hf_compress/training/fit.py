@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from transformers import EvalPrediction, TrainerCallback, TrainerState, TrainingArguments
 
-from ..structure import track
 from .checkpoints import check_weights, resume_point
 from .data import ModelInputs, TrainingData, forward_columns, unused_columns
 from .trainer import CompressionTrainer, LossTerm
@@ -74,9 +73,6 @@ def fit(
         arguments.eval_strategy = "no"
     columns = forward_columns(model)
     arguments.remove_unused_columns = bool(unused_columns(data.train, columns))
-    # Trainer can put the weights back only from checkpoints with the names that the model has now. Transformers saves
-    # a BERT of an old checkpoint under its old names, unless the structure is tracked.
-    track(model)
     restore_layout = prefer_channels_last(model, arguments.device)
     trainer = CompressionTrainer(
         model=model,

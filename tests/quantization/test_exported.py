@@ -15,7 +15,6 @@ from PIL import Image
 from hf_compress.errors import CompressionError, NotFoundError
 from hf_compress.measure import folder_size
 from hf_compress.quantization import is_exported, load_exported, quantize, save_exported
-from hf_compress.quantization.exported import runtime_config
 
 from .models import make_bert, texts
 
@@ -89,13 +88,14 @@ def test_saving_a_reloaded_export_again_changes_nothing(exports, tmp_path):
 
 
 def test_precision_and_threads_are_what_is_asked_for(exports):
-    assert runtime_config("bf16", threads=3) == {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": "3"}
     model, _ = load_exported(exports["bert", "none"].folder, threads=1)
     model.compile()
     assert model.request.get_property("INFERENCE_NUM_THREADS") == 1
     assert model.request.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
-    with pytest.raises(CompressionError, match="precision: got 'int8'; allowed are 'f32' and 'bf16'"):
-        load_exported(exports["bert", "none"].folder, precision="int8")
+    model, _ = load_exported(exports["bert", "none"].folder, precision="bf16")
+    assert model.ov_config["INFERENCE_PRECISION_HINT"] == "bf16"
+    with pytest.raises(CompressionError, match="precision: got 'fp16' for OpenVINO; allowed are f32"):
+        load_exported(exports["bert", "none"].folder, precision="fp16")
 
 
 @pytest.mark.parametrize("name", ["openvino_model.xml", "openvino_model.bin", "config.json"])

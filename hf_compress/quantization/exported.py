@@ -127,8 +127,8 @@ def load_exported(
     Args:
         folder (`str` or `os.PathLike`): what [`save_exported`] wrote.
         precision (`str`, *optional*, defaults to `"f32"`): the type in which what is not int8 is computed: `"f32"`,
-            `"bf16"`, or `"int8"` for the one that this CPU is faster at. Left alone, OpenVINO does the last, so that the
-            same file gives slightly other logits on another machine.
+            `"bf16"`, or `"int8"` for the one that this CPU is faster at. Left alone, OpenVINO does the last, so that
+            the same file gives slightly other logits on another machine.
         threads (`int`, *optional*): of inference; by default what the run was configured for.
 
     Returns:

@@ -50,14 +50,16 @@ def plot_all(results: dict, folder: str | Path) -> list[Path]:
 
 
 def _draw_latency(pyplot, results: dict):
-    points = []
+    """Latency as a fraction of the dense model's, timed beside it: absolute times of different comparisons do not
+    compare on a machine that does other things too."""
+    points, batch = [], None
     for stage in results["stages"]:
         served = served_latency(stage)
         value = stage["metrics"].get(main_metric(results))
-        if served and value is not None:
-            points.append((1000 * served.p50, value, f"{stage['name']} ({served.runtime} {served.precision})"))
-    batch = max((served.batch for served in map(served_latency, results["stages"]) if served), default=None)
-    return _scatter(pyplot, results, points, f"median latency in ms, batch {batch}")
+        if served and served.speedup_torch and value is not None:
+            batch = served.batch
+            points.append((1 / served.speedup_torch, value, f"{stage['name']} ({served.runtime} {served.precision})"))
+    return _scatter(pyplot, results, points, f"latency / dense model in PyTorch fp32, batch {batch}")
 
 
 def _draw_size(pyplot, results: dict):

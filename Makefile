@@ -12,9 +12,9 @@ test: install
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -e ".[test]"
+	$(BIN)/pip install -c constraints.txt -e ".[test]"
 	touch $@
 
 lint: install

@@ -59,16 +59,16 @@ def test_a_pushed_run_comes_back_from_the_hub(tmp_path, hub, steps, load):  # no
     run(recipe)  # finished here, so that the child only pushes
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     environment = hub.environment(tmp_path / "home")
-    python(PUSH, tmp_path / "recipe.yaml", "me/small", environment=environment)
-    files = set(hub.repos["model", "me/small"].files)
+    python(PUSH, tmp_path / "recipe.yaml", "tester/small", environment=environment)
+    files = set(hub.repos["model", "tester/small"].files)
     assert {"README.md", "config.json", "results.json", "results.md", "recipe.yaml", "journal.jsonl"} <= files
     assert any(name.startswith("plots/") for name in files)
     assert not {"report.json", "measurement.json"} & files
-    card = hub.repos["model", "me/small"].files["README.md"]
-    assert b"me/small" in card and b"model-index" in card
-    python(load, "me/small", tmp_path / "run" / "model", environment=hub.environment(tmp_path / "fresh"))
+    card = hub.repos["model", "tester/small"].files["README.md"]
+    assert b"tester/small" in card and b"model-index" in card
+    python(load, "tester/small", tmp_path / "run" / "model", environment=hub.environment(tmp_path / "fresh"))
 
 
 def test_an_unfinished_run_is_not_pushed(tmp_path):
     with pytest.raises(CompressionError, match=r"results\.json"):
-        push_run(tmp_path, "me/small")
+        push_run(tmp_path, "tester/small")

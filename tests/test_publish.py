@@ -53,6 +53,7 @@ def python(code: str, *arguments, environment: dict) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "load"), [([SVD], LOAD_TORCH), ([INT8], LOAD_EXPORTED)], ids=["torch", "openvino"])
 def test_a_pushed_run_comes_back_from_the_hub(tmp_path, hub, steps, load):  # noqa: F811
     recipe = image_recipe(tmp_path / "run", steps)
@@ -60,11 +61,11 @@ def test_a_pushed_run_comes_back_from_the_hub(tmp_path, hub, steps, load):  # no
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     environment = hub.environment(tmp_path / "home")
     python(PUSH, tmp_path / "recipe.yaml", "tester/small", environment=environment)
-    files = set(hub.repos["model", "tester/small"].files)
+    files = set(hub.repos["models", "tester/small"].files)
     assert {"README.md", "config.json", "results.json", "results.md", "recipe.yaml", "journal.jsonl"} <= files
     assert any(name.startswith("plots/") for name in files)
     assert not {"report.json", "measurement.json"} & files
-    card = hub.repos["model", "tester/small"].files["README.md"]
+    card = hub.repos["models", "tester/small"].files["README.md"]
     assert b"tester/small" in card and b"model-index" in card
     python(load, "tester/small", tmp_path / "run" / "model", environment=hub.environment(tmp_path / "fresh"))
 

@@ -85,8 +85,8 @@ def model_inputs(batch: Batch, inputs: Mapping[str, np.dtype]) -> Example:
     main = next(iter(inputs))
     if main not in batch:
         raise CompressionError(
-            f"calibration: the examples have the columns {', '.join(batch)}, but the model needs {main}; give data "
-            "prepared with the model's tokenizer or image processor, or a collate_fn that prepares it."
+            f"calibration: the examples have {', '.join(batch) or 'no column that the model takes'}, and the model needs "
+            f"{main}; give data prepared with its tokenizer or image processor, or a collate_fn that prepares it."
         )
     shape = tuple(batch[main].shape)
     columns = {}

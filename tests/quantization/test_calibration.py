@@ -91,7 +91,7 @@ def test_no_examples_is_an_error():
 
 
 def test_columns_that_do_not_fit_are_named():
-    with pytest.raises(CompressionError, match=r"columns sentence, labels, but the model needs input_ids"):
+    with pytest.raises(CompressionError, match=r"have sentence, labels, and the model needs input_ids"):
         model_inputs({"sentence": ["a"], "labels": torch.zeros(1)}, TEXT)
     with pytest.raises(CompressionError, match="the model needs bbox"):
         model_inputs({"input_ids": torch.ones(1, 2)}, {"input_ids": INT, "bbox": INT})

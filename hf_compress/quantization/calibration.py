@@ -84,8 +84,9 @@ def model_inputs(batch: Batch, inputs: Mapping[str, np.dtype]) -> Example:
     """
     main = next(iter(inputs))
     if main not in batch:
+        columns = ", ".join(batch) or "no column that the model takes"
         raise CompressionError(
-            f"calibration: the examples have {', '.join(batch) or 'no column that the model takes'}, and the model needs "
+            f"calibration: the examples have {columns}, and the model needs "
             f"{main}; give data prepared with its tokenizer or image processor, or a collate_fn that prepares it."
         )
     shape = tuple(batch[main].shape)

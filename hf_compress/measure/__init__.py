@@ -11,7 +11,7 @@ from .latency import latency, timing_lock
 from .machine import configure_threads, configured_threads, environment, has_fast_bf16, instruction_sets
 from .macs import count
 from .memory import PeakMemory, peak_memory, reset_peak_memory
-from .openvino_export import require_openvino, to_openvino
+from .openvino_export import require_openvino, to_openvino, without_statistics
 from .runtimes import openvino_callable, openvino_config, openvino_model, torch_callable
 from .size import folder_size, parameter_bytes
 from .states import device_of, evaluating
@@ -51,6 +51,7 @@ __all__ = [
     "timing_lock",
     "to_openvino",
     "torch_callable",
+    "without_statistics",
 ]
 
 

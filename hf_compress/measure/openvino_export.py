@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ..registry import Batch
 
 # Optimum's batch, and a length that is no multiple of anything in the model
+NO_STATISTICS = {"CI": "true", "NNCF_CI": "1"}
 EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 7
 
 
@@ -74,7 +76,7 @@ def to_openvino(model: nn.Module, inputs: Batch | None = None, *, share_weights:
     inputs = {name: value for name, value in inputs.items() if name != "labels"}
     if any(parameter.dtype != torch.float32 for parameter in model.parameters() if parameter.is_floating_point()):
         model, share_weights = copy.deepcopy(model).float(), False
-    with evaluating(model), _traceable_masks(), _quiet_tracer():
+    with evaluating(model), _traceable_masks(), _quiet_tracer(), without_statistics():
         try:
             converted = openvino.convert_model(model, example_input=inputs, share_weights=share_weights)
         except Exception as error:  # the converter raises bare RuntimeErrors and its own private classes
@@ -84,6 +86,24 @@ def to_openvino(model: nn.Module, inputs: Batch | None = None, *, share_weights:
                 "with another runtime."
             ) from error
     return _named(converted, inputs, type(model).__name__)
+
+
+@contextmanager
+def without_statistics() -> Iterator[None]:
+    """Keep OpenVINO and NNCF from sending usage statistics, by the variables that they read themselves.
+
+    Without them every conversion starts a process that calls a server, which costs about two seconds offline too.
+    """
+    before = {name: os.environ.get(name) for name in NO_STATISTICS}
+    os.environ.update(NO_STATISTICS)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _named(converted: openvino.Model, inputs: Batch, owner: str) -> openvino.Model:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,11 +12,9 @@ from types import ModuleType
 import rich
 
 from ..errors import BackendUnavailableError
+from ..measure import without_statistics
 
 
-# Both are read by the engines themselves: with them set, their tools send no usage statistics. Without them every
-# single conversion starts a process that calls a statistics server, which also costs about two seconds offline.
-_NO_STATISTICS = {"CI": "true", "NNCF_CI": "1"}
 _TALKATIVE = ("nncf", "optimum", "torch.utils.cpp_extension", "transformers.configuration_utils")
 
 
@@ -51,8 +48,7 @@ def require(*modules: str, extra: str) -> tuple[ModuleType, ...]:
 def quiet_engine() -> Iterator[None]:
     """Run an engine without its own progress bars, tables and usage statistics; errors are still logged."""
     with ExitStack() as stack:
-        for name, value in _NO_STATISTICS.items():
-            stack.enter_context(_environment(name, value))
+        stack.enter_context(without_statistics())
         for name in _TALKATIVE:
             stack.enter_context(_level(logging.getLogger(name), logging.ERROR))
         stack.enter_context(_silent_console())
@@ -67,19 +63,6 @@ def reason_of(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return (telling or lines or [type(error).__name__])[0]
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
 
 
 @contextmanager

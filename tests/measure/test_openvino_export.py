@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -73,3 +75,13 @@ def test_model_without_logits_is_refused():
 def test_missing_engine_names_the_extra(without_openvino):
     with pytest.raises(BackendUnavailableError, match=r"pip install hf_compress\[openvino\]"):
         to_openvino(bert())
+
+
+def test_no_usage_statistics_are_sent(tiny_bert, monkeypatch):
+    backend = pytest.importorskip("openvino_telemetry.backend.backend_ga4")
+    sent = []
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(backend.GA4Backend, "send", lambda self, message: sent.append(message))
+    to_openvino(tiny_bert)
+    assert sent == []
+    assert "CI" not in os.environ

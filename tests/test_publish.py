@@ -53,7 +53,6 @@ def python(code: str, *arguments, environment: dict) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "load"), [([SVD], LOAD_TORCH), ([INT8], LOAD_EXPORTED)], ids=["torch", "openvino"])
 def test_a_pushed_run_comes_back_from_the_hub(tmp_path, hub, steps, load):  # noqa: F811
     recipe = image_recipe(tmp_path / "run", steps)

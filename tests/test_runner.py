@@ -174,7 +174,6 @@ def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
     assert (tmp_path / "run").read_text() == "mine"
 
 
-@pytest.mark.slow
 def test_a_killed_run_finishes_with_the_metrics_of_a_whole_one(tmp_path, text_root):
     pruned = {"prune": {**PRUNE["prune"], "distill": {"alpha": 0.5}}}
     recipe = text_recipe(tmp_path, text_root, [{"finetune": {}}, pruned, INT8])

@@ -16,7 +16,7 @@ from .models import cifar_resnet  # noqa: F401  (registers with timm)
 if TYPE_CHECKING:
     from .distillation import DistillationArguments, DistillationTrainer
     from .lowrank import factorize
-    from .measure import measure
+    from .measurement import measure
     from .models import load_model
     from .pruning import prune
     from .quantization import quantize
@@ -33,7 +33,7 @@ _HOMES = {
     "factorize": "lowrank",
     "load_model": "models",
     "load_task": "tasks",
-    "measure": "measure",
+    "measure": "measurement",
     "prune": "pruning",
     "quantize": "quantization",
     "run": "runner",

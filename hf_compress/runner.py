@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from . import load_methods
 from .errors import CompressionError, RecipeError
 from .journal import Clock, Journal
-from .measure import configure_threads, environment, has_fast_bf16
+from .measurement import configure_threads, environment, has_fast_bf16
 from .models import load_model
 from .publish import push_run
 from .recipe import Recipe, Step, load_recipe

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .journal import Journal
-from .measure import count, evaluate, folder_size, latency_rows
+from .measurement import count, evaluate, folder_size, latency_rows
 from .models import load_model
 from .quantization import is_exported, load_exported, save_exported
 from .recipe import Recipe
@@ -22,6 +22,8 @@ from .tasks import Task, TaskData
 
 # what stands in a stage's folder beside the model
 RECORDS = ("report.json", "measurement.json")
+# part of what a fingerprint of predictions means: sums in another batch differ in their last bits
+EVALUATION_BATCH = {"image": 250, "text": 32}
 
 
 def save_stage(model: Any, processor: Any, folder: Path) -> None:
@@ -74,7 +76,7 @@ def measure_stage(
     exported = not isinstance(model, nn.Module)
     data = prepare(processor)
     with journal.operation("evaluate", name):
-        metrics = _flat(evaluate(model, data, batch_size=250 if task.modality == "image" else 32, progress=True))
+        found = evaluate(model, data, batch_size=EVALUATION_BATCH[task.modality], progress=True)
     with journal.operation("measure", name):
         cost = (
             Cost(**read_json(previous / "measurement.json")["cost"])
@@ -87,7 +89,7 @@ def measure_stage(
         "name": name,
         "technique": report["technique"],
         "method": report["method"],
-        "metrics": metrics,
+        "metrics": _flat({split: evaluation.metrics for split, evaluation in found.items()}),
         "params": cost.params,
         "nonzero_params": cost.nonzero_params,
         "macs": cost.macs,
@@ -101,6 +103,7 @@ def measure_stage(
         "epochs": notes.pop("epochs", []),
         "events": notes.pop("events", []),
         "notes": notes,
+        "predictions": {split: evaluation.fingerprint() for split, evaluation in found.items()},
         "warnings": report["warnings"],
         "cost": asdict(cost),
     }

@@ -17,7 +17,7 @@ import torch
 
 import hf_compress as hc
 from hf_compress.journal import Clock
-from hf_compress.measure import configure_threads, count, environment, folder_size, latency_rows
+from hf_compress.measurement import configure_threads, count, environment, folder_size, latency_rows
 from hf_compress.quantization import load_exported
 from hf_compress.storage import write_json
 

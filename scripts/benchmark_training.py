@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, get_scheduler
 
 from hf_compress.errors import CompressionError
-from hf_compress.measure import configure_threads, environment, has_fast_bf16, timing_lock
+from hf_compress.measurement import configure_threads, environment, has_fast_bf16, timing_lock
 from hf_compress.models import load_model
 from hf_compress.storage import write_json
 from hf_compress.tasks import TaskSpec, load_task

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "hf_compress"
 GROUPS = [
     {"errors", "registry", "fields", "storage", "results", "journal", "locate"},
     {"recipe", "tasks", "models", "metrics"},
-    {"structure", "measure", "allocate"},
+    {"structure", "measurement", "allocate"},
     {"training"},
     {"pruning", "lowrank", "distillation", "quantization"},
     {"report", "publish"},

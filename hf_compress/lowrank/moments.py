@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CompressionError
-from ..measure import device_of, evaluating
+from ..measurement import device_of, evaluating
 from .layers import Layer
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError, TargetError, UnsupportedModelError
-from ..measure import encoder_modules
+from ..measurement import encoder_modules
 from ..registry import Cost, StepContext, Target, register_method
 from .factors import Basis, Metric, decompose
 from .layers import Layer, find_layers, observe, replace

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UnsupportedModelError
-from ..measure.inputs import image_size
-from ..measure.states import evaluating
+from ..measurement.inputs import image_size
+from ..measurement.states import evaluating
 from ..models.cifar_resnet import PadShortcut
 from .masks import masked
 from .surgery import shrink

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import CompressionError
-from ..measure.blocks import encoder_modules
+from ..measurement.blocks import encoder_modules
 from ..registry import Cost, Target
 from .units import Slice, UnitGroup, is_depthwise, side_size
 

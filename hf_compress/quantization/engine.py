@@ -12,7 +12,7 @@ from types import ModuleType
 import rich
 
 from ..errors import BackendUnavailableError
-from ..measure import without_statistics
+from ..measurement import without_statistics
 
 
 _TALKATIVE = ("nncf", "optimum", "torch.utils.cpp_extension", "transformers.configuration_utils")

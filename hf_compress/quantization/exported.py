@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, TimmWrapperConfig
 
 from ..errors import CompressionError, NotFoundError, UnsupportedModelError
-from ..measure import openvino_config
+from ..measurement import openvino_config
 from ..models.processors import has_tokenizer, load_image_processor, load_tokenizer
 from .engine import quiet_engine, reason_of, require
 

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from ..errors import CompressionError, RecipeError, UnsupportedModelError
-from ..measure import instruction_sets, to_openvino
+from ..measurement import instruction_sets, to_openvino
 from ..registry import StepContext, register_method
 from .calibration import Calibration
 from .census import layers, summary

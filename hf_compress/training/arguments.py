@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..errors import RecipeError
-from ..measure import has_fast_bf16
+from ..measurement import has_fast_bf16
 from ..registry import nearest
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..errors import CompressionError
-from ..measure import count
+from ..measurement import count
 from ..registry import Cost, Target
 from .arguments import build_arguments, default_training
 from .data import TrainingData, forward_columns, to_device

@@ -13,7 +13,7 @@ from hf_compress.errors import RecipeError
 from hf_compress.lowrank import decompose
 from hf_compress.lowrank.layers import Layer, find_layers, observe, replace
 from hf_compress.lowrank.ranks import candidate_ranks
-from hf_compress.measure import count, encoder_modules
+from hf_compress.measurement import count, encoder_modules
 from hf_compress.structure import LowRankConv2d, LowRankLinear
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from hf_compress.lowrank import factorize
-from hf_compress.measure import predict
+from hf_compress.measurement import predict
 from hf_compress.models import load_model
 from hf_compress.tasks import TaskSpec, load_task
 

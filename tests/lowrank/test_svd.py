@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 from hf_compress.errors import CompressionError, RecipeError, TargetError, UnsupportedModelError
 from hf_compress.lowrank import SvdOptions, factorize, factorize_svd
-from hf_compress.measure import count
+from hf_compress.measurement import count
 from hf_compress.registry import Target, get_method
 from hf_compress.structure import LowRankConv2d, LowRankLinear
 

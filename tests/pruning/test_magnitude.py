@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoModelFo
 
 import hf_compress as hc
 from hf_compress.errors import CompressionError, RecipeError, TargetError, UnsupportedModelError
-from hf_compress.measure import count
+from hf_compress.measurement import count
 from hf_compress.pruning import MagnitudeOptions, find_units, prune
 from hf_compress.pruning.iteration import prune_to_target
 from hf_compress.registry import Target, get_method

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_compress.measure import count
+from hf_compress.measurement import count
 from hf_compress.pruning import find_units, magnitude_scores, shrink
 from hf_compress.pruning.costs import CostModel
 from hf_compress.pruning.importance import quantiles

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hf_compress.errors import CompressionError, NotFoundError
-from hf_compress.measure import folder_size
+from hf_compress.measurement import folder_size
 from hf_compress.quantization import is_exported, load_exported, quantize, save_exported
 
 from .models import make_bert, texts

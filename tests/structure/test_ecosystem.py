@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, pipeline
 
-from hf_compress.measure import to_openvino
+from hf_compress.measurement import to_openvino
 from hf_compress.structure import LowRankLinear, describe, track
 
 from . import cases

@@ -22,7 +22,7 @@ def script():
 
 @pytest.fixture(autouse=True)
 def threads_as_before(monkeypatch):
-    monkeypatch.setattr("hf_compress.measure.machine._threads", None)
+    monkeypatch.setattr("hf_compress.measurement.machine._threads", None)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_compress.errors import BackendUnavailableError, UnsupportedModelError
-from hf_compress.measure import to_openvino
-from hf_compress.measure.inputs import example_inputs
+from hf_compress.measurement import to_openvino
+from hf_compress.measurement.inputs import example_inputs
 
 from .architectures import batch_for, bert
 

@@ -5,7 +5,7 @@ import builtins
 import pytest
 import torch
 
-from hf_compress.measure import to_openvino
+from hf_compress.measurement import to_openvino
 
 from .architectures import build
 

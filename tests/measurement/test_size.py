@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_compress.errors import NotFoundError
-from hf_compress.measure import folder_size, parameter_bytes
+from hf_compress.measurement import folder_size, parameter_bytes
 
 from .architectures import bert
 

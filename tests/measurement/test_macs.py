@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hf_compress.errors import CompressionError, UnsupportedModelError
-from hf_compress.measure import count, encoder_modules, example_inputs
+from hf_compress.measurement import count, encoder_modules, example_inputs
 
 from .architectures import ALL, batch_for, bert, build, distilbert, timm_wrapper
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -12,11 +13,11 @@ import torch
 from filelock import FileLock
 
 from hf_compress.errors import CompressionError
-from hf_compress.measure import latency as measured
-from hf_compress.measure import timing_lock
+from hf_compress.measurement import latency as measured
+from hf_compress.measurement import timing_lock
 
 
-latencies = sys.modules["hf_compress.measure.latency"]
+latencies = importlib.import_module("hf_compress.measurement.latency")
 pytestmark = pytest.mark.usefixtures("own_lock")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -85,6 +87,27 @@ def predict(
     return logits, labels
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    A model on one split.
+
+    Attributes:
+        metrics (`dict[str, float]`): by full name.
+        logits (`np.ndarray`): float32, of shape `(examples, classes)`.
+    """
+
+    metrics: dict[str, float]
+    logits: np.ndarray
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells a reloaded model: `examples`, `sha256` of all logits, and the logits of the `first` two."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.logits).tobytes()).hexdigest()
+        first = self.logits[:2].astype(object)
+        first[~np.isfinite(self.logits[:2])] = None  # what JSON has for them
+        return {"examples": len(self.logits), "sha256": digest, "first": first.tolist()}
+
+
 def evaluate(
     model: Any,
     data: Any,
@@ -92,9 +115,9 @@ def evaluate(
     *,
     autocast: torch.dtype | None = None,
     progress: bool = False,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Evaluation]:
     """
-    Metrics of a model on each evaluation split of a task.
+    A model on each evaluation split of a task.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or `OVModel`):
@@ -105,14 +128,15 @@ def evaluate(
             See [`predict`].
 
     Returns:
-        `dict[str, dict[str, float]]`: by split, then by the metric's full name.
+        `dict[str, Evaluation]`: by split.
     """
     found = {}
     for split, dataset in data.evaluation.items():
         logits, labels = predict(model, dataset, batch_size, autocast=autocast, progress=progress)
         if labels is None:
             raise CompressionError(f"The split {split!r} has no labels, so a model cannot be evaluated on it.")
-        found[split] = {name: float(value) for name, value in data.compute_metrics(logits, labels).items()}
+        metrics = {name: float(value) for name, value in data.compute_metrics(logits, labels).items()}
+        found[split] = Evaluation(metrics, logits)
     return found
 
 

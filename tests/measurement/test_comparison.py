@@ -1,25 +1,25 @@
 from __future__ import annotations
 
-import sys
+import importlib
 
 import pytest
 import torch
 
 from hf_compress.errors import CompressionError, NotFoundError
-from hf_compress.measure import (
+from hf_compress.measurement import (
     example_inputs,
     latency_rows,
     openvino_callable,
     openvino_config,
     torch_callable,
 )
-from hf_compress.measure.runtimes import stored_bytes, stored_precision
+from hf_compress.measurement.runtimes import stored_bytes, stored_precision
 
 from .architectures import batch_for, bert, build
 
 
 openvino = pytest.importorskip("openvino")
-comparison = sys.modules["hf_compress.measure.comparison"]
+comparison = importlib.import_module("hf_compress.measurement.comparison")
 pytestmark = pytest.mark.usefixtures("own_lock")
 
 
@@ -102,7 +102,7 @@ def test_openvino_callable_takes_what_optimum_has(exported, tmp_path):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_arithmetic_beside_int8_follows_the_cpu(monkeypatch, fast):
-    monkeypatch.setattr("hf_compress.measure.runtimes.has_fast_bf16", lambda: fast)
+    monkeypatch.setattr("hf_compress.measurement.runtimes.has_fast_bf16", lambda: fast)
     assert openvino_config("int8", 2)["INFERENCE_PRECISION_HINT"] == ("bf16" if fast else "f32")
     assert openvino_config("f32", 2) == {
         "INFERENCE_PRECISION_HINT": "f32",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from types import SimpleNamespace
 
 import datasets
@@ -9,7 +10,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from hf_compress.errors import CompressionError
-from hf_compress.measure import agreement, evaluate, plain_metrics, predict
+from hf_compress.measurement import Evaluation, agreement, evaluate, plain_metrics, predict
 
 from .architectures import batch_for, bert, build
 
@@ -158,9 +159,17 @@ def test_evaluate_uses_the_metrics_of_the_task(model):
     data = SimpleNamespace(evaluation=splits, compute_metrics=compute_metrics)
     found = evaluate(model, data, 3)
     expected = one_by_one(model, splits["validation_matched"].examples).argmax(axis=1)
-    assert found["validation_matched"]["accuracy"] == (expected == splits["validation_matched"].labels.numpy()).mean()
-    assert found["validation_mismatched"]["examples"] == 2
-    assert all(type(value) is float for metrics in found.values() for value in metrics.values())
+    assert (
+        found["validation_matched"].metrics["accuracy"]
+        == (expected == splits["validation_matched"].labels.numpy()).mean()
+    )
+    assert found["validation_mismatched"].metrics["examples"] == 2
+    assert all(type(value) is float for split in found.values() for value in split.metrics.values())
+    logits, _ = predict(model, splits["validation_matched"], 3)
+    fingerprint = found["validation_matched"].fingerprint()
+    assert fingerprint["sha256"] == hashlib.sha256(logits.tobytes()).hexdigest()
+    assert fingerprint["first"] == logits[:2].tolist() and fingerprint["examples"] == len(logits)
+    assert Evaluation({}, np.array([[np.nan, 1.0]])).fingerprint()["first"] == [[None, 1.0]]
     data.evaluation = {"test": ByLength(labels=False)}
     with pytest.raises(CompressionError, match="'test' has no labels"):
         evaluate(model, data)

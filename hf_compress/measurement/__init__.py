@@ -1,9 +1,6 @@
 """Size, cost, speed, accuracy, time and memory of models."""
 
-import sys
-import types
-
-from .accuracy import agreement, evaluate, plain_metrics, predict
+from .accuracy import Evaluation, agreement, evaluate, plain_metrics, predict
 from .blocks import encoder_modules
 from .comparison import latency_rows
 from .inputs import example_inputs, image_size, max_length
@@ -19,6 +16,7 @@ from .verb import Measurement, measure
 
 
 __all__ = [
+    "Evaluation",
     "Measurement",
     "PeakMemory",
     "agreement",
@@ -53,13 +51,3 @@ __all__ = [
     "torch_callable",
     "without_statistics",
 ]
-
-
-class _Verb(types.ModuleType):
-    """The type of this module: the package and its verb have one name, and importing sets `hf_compress.measure` to
-    the module, so calling the module calls the verb."""
-
-    __call__ = staticmethod(measure)
-
-
-sys.modules[__name__].__class__ = _Verb

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from torch import nn
 
 import hf_compress
 from hf_compress.errors import BackendUnavailableError, CompressionError
-from hf_compress.measure import measure, predict
+from hf_compress.measurement import measure, predict
 
 from .architectures import bert, build
 from .test_accuracy import ByLength
@@ -28,11 +27,9 @@ def pair():
     return small.eval(), dense
 
 
-def test_package_calls_its_verb():
-    for _ in range(2):  # the first access imports the package of the same name
-        report = hf_compress.measure(bert(), runtimes=())
-        assert report.params == sum(parameter.numel() for parameter in bert().parameters())
-    assert hf_compress.measure.count is not None
+def test_package_has_the_verb():
+    report = hf_compress.measure(bert(), runtimes=())
+    assert report.params == sum(parameter.numel() for parameter in bert().parameters())
 
 
 def test_model_beside_the_dense_one(pair):
@@ -86,7 +83,7 @@ def test_exported_model(pair, exports, monkeypatch, tmp_path):
     from optimum.intel import OVModelForSequenceClassification
 
     (small, dense), (_, converted) = pair, exports("bert")
-    monkeypatch.setattr(sys.modules["hf_compress.measure.comparison"], "to_openvino", lambda *_, **__: converted)
+    monkeypatch.setattr("hf_compress.measurement.comparison.to_openvino", lambda *_, **__: converted)
     exported = OVModelForSequenceClassification(converted.clone(), config=dense.config)
     exported.save_pretrained(tmp_path)
     report = measure(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_compress.errors import CompressionError
-from hf_compress.measure import (
+from hf_compress.measurement import (
     PeakMemory,
     configure_threads,
     configured_threads,
@@ -16,7 +16,7 @@ from hf_compress.measure import (
     has_fast_bf16,
     machine,
 )
-from hf_compress.measure.machine import usable_cores
+from hf_compress.measurement.machine import usable_cores
 
 
 @pytest.fixture

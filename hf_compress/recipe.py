@@ -32,11 +32,20 @@ COMMON_KEYS = {
 
 @dataclass
 class ModelSpec:
-    """`name_or_path`: a local folder, a name under `HF_COMPRESS_DATA`, a timm entry or a Hub id."""
+    """What the run starts from.
+
+    Args:
+        name_or_path (`str`): a local folder, a name under `HF_COMPRESS_DATA`, a timm entry or a Hub id.
+        revision (`str`, *optional*): of the Hub repository.
+        from_config (`bool`, *optional*, defaults to `False`): random weights.
+        config (`dict`, *optional*): fields of the model's configuration to set before it is built, such as
+            `{num_hidden_layers: 3}` for a student of the first three layers.
+    """
 
     name_or_path: str
     revision: str | None = None
     from_config: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -272,7 +272,14 @@ class Runner:
             teacher = next(s.step.options.teacher for s in self.stages if s.step and s.step.technique == "distill")
             return load_model(teacher, task=self.task)
         spec = self.recipe.model
-        return load_model(spec.name_or_path, task=self.task, from_config=spec.from_config, revision=spec.revision)
+        return load_model(
+            spec.name_or_path,
+            task=self.task,
+            from_config=spec.from_config,
+            revision=spec.revision,
+            config=spec.config,
+            seed=self.recipe.seed,
+        )
 
     def _finish(self) -> dict:
         """Assemble `results.json` from the stages, write the reports and the `model` folder, and push if asked."""

@@ -24,6 +24,7 @@ from transformers import (
 
 from ..errors import CompressionError, UnsupportedModelError
 from ..locate import not_found, resolve
+from ..registry import nearest
 from . import cifar_resnet
 from .checkpoint import check_weights
 from .known_configs import known_config
@@ -32,11 +33,17 @@ from .processors import fit_tokenizer, has_tokenizer, load_image_processor, load
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from ..tasks import Task
 
 logger = logging.getLogger(__name__)
+
+# fields of a configuration that follow from the task, or say what the file is
+SET_BY_TASK = frozenset(
+    "num_labels num_classes id2label label2id label_names problem_type architectures model_type architecture "
+    "quantization_config pretrained_cfg transformers_version dtype torch_dtype".split()
+)
 
 
 def load_model(
@@ -45,6 +52,7 @@ def load_model(
     task: Task | None = None,
     from_config: bool = False,
     revision: str | None = None,
+    config: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a classification model and its processor.
@@ -60,6 +68,8 @@ def load_model(
         from_config (`bool`, *optional*, defaults to `False`): build the architecture with random weights. For some
             well-known encoders (`bert-large-uncased` among them) this needs no files at all.
         revision (`str`, *optional*): a revision of the Hub repository.
+        config (`Mapping[str, Any]`, *optional*): fields of the configuration to set before the model is built, such as
+            `{"num_hidden_layers": 3}`; weights that then have no place are left out, with a warning.
         seed (`int`, *optional*, defaults to 0): of all weights that are fresh: a new head, or the whole model.
 
     Returns:
@@ -72,8 +82,10 @@ def load_model(
         `CompressionError`: if files are damaged, or labels, tokenizer or lengths do not fit.
     """
     where, entry = _find(name_or_path, from_config, revision)
+    changes = dict(config or {})
     try:
         config = TimmWrapperConfig(architecture=entry) if entry else _read_config(where, from_config, revision)
+        _change(config, changes, where)
         modality = _modality(config, task, where)
         if config.model_type == "timm_wrapper" and not getattr(config, "pretrained_cfg", None):
             config.pretrained_cfg = timm_preprocessing(config.architecture, task)
@@ -134,6 +146,28 @@ def _read_config(where: Path | str, from_config: bool, revision: str | None) -> 
     return config
 
 
+def _change(config: PreTrainedConfig, changes: Mapping[str, Any], where: Path | str) -> None:
+    """Set fields of `config`; refuses what it does not have, what the task sets, and other types."""
+    if changes and getattr(config, "quantization_config", None) is not None:
+        raise CompressionError(
+            f"model.config: {where} is a compressed checkpoint, whose weights fit only its own configuration; "
+            "change the dense model's."
+        )
+    known = {name: value for name, value in config.to_dict().items() if name not in SET_BY_TASK}
+    known.update({name: getattr(config, name) for name in ("model_args",) if hasattr(config, name)})
+    for name, value in changes.items():
+        if name not in known:
+            raise CompressionError(
+                f"model.config.{name}: a {config.model_type!r} configuration has no such field to set"
+                f"{nearest(name, known)}; allowed are {', '.join(sorted(known))}."
+            )
+        kind = type(known[name])
+        fits = isinstance(value, int | float) if kind is float else type(value) is kind
+        if known[name] is not None and not fits:
+            raise CompressionError(f"model.config.{name}: got {value!r}; allowed is a value of type {kind.__name__}.")
+        setattr(config, name, value)
+
+
 def _modality(config: PreTrainedConfig, task: Task | None, where: Path | str) -> str:
     """`"image"` or `"text"`: the task's; without one, that of the first mapping that knows the architecture."""
     known = {"image": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "text": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING}
@@ -152,7 +186,11 @@ def _random(auto_class: type, config: PreTrainedConfig, where: Path | str, seed:
     with _seeded(seed):
         try:
             return auto_class.from_config(config, dtype=torch.float32)
-        except (ImportError, TypeError) as error:  # what timm says to an unknown entry or argument
+        except (
+            ImportError,
+            TypeError,
+            ValueError,
+        ) as error:  # unknown entries and arguments, sizes that do not go together
             raise CompressionError(f"{where} cannot be built from its config: {error}") from error
 
 

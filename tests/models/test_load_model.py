@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -435,3 +436,39 @@ def real_data():
 
     if not os.environ.get("HF_COMPRESS_DATA"):
         pytest.skip("HF_COMPRESS_DATA is not set")
+
+
+def test_fields_of_the_configuration_can_be_set(classifier, encoder, tmp_path):
+    whole, _ = load_model(classifier)
+    student, _ = load_model(classifier, config={"num_hidden_layers": 1, "hidden_dropout_prob": 0})
+    assert len(student.bert.encoder.layer) == student.config.num_hidden_layers == 1
+    kept = student.state_dict()
+    assert kept.keys() < whole.state_dict().keys()
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in kept.items())
+    random, _ = load_model(encoder, task=SST2, from_config=True, config={"intermediate_size": 48})
+    assert random.bert.encoder.layer[0].intermediate.dense.out_features == 48
+    projected, _ = load_model("resnet20_cifar", task=CIFAR, config={"model_args": {"shortcut": "B"}})
+    assert any("downsample" in name for name in projected.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_hidden_layer": 3}, "model.config.num_hidden_layer.*did you mean 'num_hidden_layers'"),
+        ({"num_hidden_layers": "3"}, "model.config.num_hidden_layers: got '3'; allowed is a value of type int"),
+        ({"num_labels": 7}, "model.config.num_labels"),
+        ({"hidden_size": 30}, "multiple|cannot be"),
+    ],
+)
+def test_fields_that_cannot_be_set_are_refused(encoder, config, message):
+    with pytest.raises(CompressionError, match=message):
+        load_model(encoder, task=SST2, from_config=True, config=config)
+
+
+def test_a_compressed_checkpoint_keeps_its_configuration(encoder):
+    path = Path(encoder) / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "hf_compress"}})
+    )
+    with pytest.raises(CompressionError, match="compressed checkpoint"):
+        load_model(encoder, config={"num_hidden_layers": 1})

@@ -133,16 +133,17 @@ def _draw_seconds(pyplot, results: dict):
 
 def _draw_epochs(pyplot, results: dict):
     metric = main_metric(results)
+    key = f"holdout_{metric}"
     figure = axes = None
     start = 0.0
     for index, stage in enumerate(results["stages"]):
-        epochs = [entry for entry in stage.get("epochs", []) if entry.get(metric) is not None]
+        epochs = [entry for entry in stage.get("epochs", []) if entry.get(key) is not None]
         if not epochs:
             continue
         if figure is None:
             figure, axes = pyplot.subplots(figsize=(7, 4))
         positions = [start + entry["epoch"] for entry in epochs]
-        axes.plot(positions, [entry[metric] for entry in epochs], "o-", color=f"C{index}", label=stage["name"])
+        axes.plot(positions, [entry[key] for entry in epochs], "o-", color=f"C{index}", label=stage["name"])
         for event in stage.get("events", []):
             axes.axvline(start + event.get("epoch", 0), color="0.6", linestyle=":", linewidth=1)
         start = positions[-1]

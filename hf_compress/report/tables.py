@@ -18,6 +18,7 @@ COLUMNS = (
     "latency",
     "vs PyTorch fp32",
     "vs same runtime",
+    "vs its bf16",
     "seconds",
 )
 
@@ -33,6 +34,7 @@ class ServedLatency:
     p90: float
     speedup_torch: float | None
     speedup_same_runtime: float | None
+    speedup_bf16: float | None  # over the dense model in the same runtime in bf16
 
 
 def main_metric(results: dict) -> str:
@@ -61,17 +63,16 @@ def served_latency(stage: dict) -> ServedLatency | None:
     row = min(rows, key=lambda row: order[row["runtime"], row["precision"]])
     # the dense stage is its own baseline and was timed alone
     role = "baseline" if any(other.get("role") == "baseline" for other in stage["latency"]) else "stage"
-    torch_row = latency_row(stage, "torch", "fp32", batch, role)
-    dense = "f32" if row["runtime"] == "openvino" else "fp32"
-    same_row = latency_row(stage, row["runtime"], dense, batch, role)
+    full = "f32" if row["runtime"] == "openvino" else "fp32"
+    dense_rows = [("torch", "fp32"), (row["runtime"], full), (row["runtime"], "bf16")]
+    dense = [latency_row(stage, runtime, precision, batch, role) for runtime, precision in dense_rows]
     return ServedLatency(
         row["runtime"],
         row["precision"],
         batch,
         row["p50"],
         row["p90"],
-        torch_row["p50"] / row["p50"] if torch_row else None,
-        same_row["p50"] / row["p50"] if same_row else None,
+        *(found["p50"] / row["p50"] if found else None for found in dense),
     )
 
 
@@ -98,6 +99,7 @@ def stage_rows(results: dict) -> list[dict[str, str]]:
                 else f"{1000 * served.p50:.1f} ms ({served.runtime} {served.precision}, batch {served.batch})",
                 "vs PyTorch fp32": speedup(served and served.speedup_torch),
                 "vs same runtime": speedup(served and served.speedup_same_runtime),
+                "vs its bf16": speedup(served and served.speedup_bf16),
                 "seconds": f"{stage.get('seconds', {}).get('total', 0.0):.0f}",
             }
         )

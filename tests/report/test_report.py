@@ -28,7 +28,11 @@ def row(runtime, precision, p50, role="stage", batch=128):
 
 @pytest.fixture
 def results():
-    dense_rows = [row("torch", "fp32", 0.24, "baseline"), row("openvino", "f32", 0.12, "baseline")]
+    dense_rows = [
+        row("torch", "fp32", 0.24, "baseline"),
+        row("openvino", "f32", 0.12, "baseline"),
+        row("openvino", "bf16", 0.05, "baseline"),
+    ]
     seconds = {"total": 30.0, "train": 20.0, "surgery": 2.0, "evaluate": 4.0, "measure": 3.0, "save": 1.0}
     return {
         "format_version": 1,
@@ -75,7 +79,7 @@ def results():
                 "latency": [row("torch", "fp32", 0.16), row("openvino", "f32", 0.08), *dense_rows],
                 "seconds": seconds,
                 "layers": {"layer1.0.conv1": {"kept": 8, "of": 16}, "layer1.1.conv1": {"kept": 4, "of": 16}},
-                "epochs": [{"epoch": 1.0, "accuracy": 0.85}, {"epoch": 2.0, "accuracy": 0.89}],
+                "epochs": [{"epoch": 1, "holdout_accuracy": 0.85}, {"epoch": 2, "holdout_accuracy": 0.89}],
                 "warnings": ["target macs 0.5 was missed: 0.52"],
             },
             {
@@ -102,6 +106,7 @@ def test_the_speed_up_is_against_the_dense_model_timed_beside_it(results):
     assert (served.runtime, served.precision, served.batch) == ("openvino", "int8", 128)
     assert served.speedup_torch == pytest.approx(6.0)
     assert served.speedup_same_runtime == pytest.approx(3.0)
+    assert served.speedup_bf16 == pytest.approx(1.25)
     assert served_latency(results["stages"][1]).speedup_torch == pytest.approx(3.0)
 
 

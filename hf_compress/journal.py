@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,7 +127,14 @@ def peak_memory() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass  # not Linux: the peak since the process started is all there is
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kilobytes elsewhere
 
 
 def reset_peak_memory() -> None:

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
+import psutil
 import pytest
 
+from hf_compress import journal
 from hf_compress.errors import CompressionError
 from hf_compress.journal import Journal, peak_memory, reset_peak_memory
 from hf_compress.storage import read_json, whole_folder, write_json
@@ -57,6 +64,28 @@ def test_peak_memory_sees_an_allocation():
     block = bytearray(os.urandom(1) * (64 << 20))
     assert peak_memory() - before >= (32 << 20)
     del block
+
+
+def test_without_proc_the_peak_is_that_of_the_whole_process(monkeypatch):
+    reset_peak_memory()
+    since_reset = peak_memory()
+    monkeypatch.setattr(Path, "read_text", Mock(side_effect=FileNotFoundError))
+    peak = peak_memory()
+    assert peak > 0.9 * since_reset  # the kernel counts the pages of each thread in batches
+    monkeypatch.setattr(sys, "platform", "darwin")  # where the unit is a byte
+    assert peak_memory() == pytest.approx(peak / 1024, rel=0.1)
+
+
+def test_on_windows_the_peak_is_asked_of_psutil(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)  # as good as missing
+    spec = importlib.util.spec_from_file_location("hf_compress.journal_again", journal.__file__)
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    memory = SimpleNamespace(peak_wset=123)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: memory))
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(Path, "read_text", Mock(side_effect=FileNotFoundError))
+    assert again.peak_memory() == 123
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from .states import device_of, twin
 
 if TYPE_CHECKING:
     import openvino
+    from optimum.intel.openvino.modeling import OVModel
 
     from ..registry import Batch
 
@@ -26,6 +28,9 @@ TORCH_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 INTEGERS = ("int8", "int4")
 OPENVINO_PRECISIONS = ("f32", "bf16", *INTEGERS)
 OPENVINO_FILE = "openvino_model.xml"  # Optimum's name
+# the properties that logits depend on: the type of what is not int8, and whether inputs of layers with integer weights
+# are made int8 on the fly (0: never), which OpenVINO does on its own where the CPU has VNNI
+ARITHMETIC = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 INTEGER_WEIGHTS = {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 
 
@@ -110,7 +115,12 @@ def torch_callable(model: nn.Module, precision: str = "fp32", threads: int | Non
 
 
 def openvino_callable(
-    model: Any, precision: str = "f32", threads: int | None = None, *, static_for: Batch | None = None
+    model: Any,
+    precision: str = "f32",
+    threads: int | None = None,
+    *,
+    static_for: Batch | None = None,
+    properties: Mapping[str, Any] | None = None,
 ) -> OpenVinoCallable:
     """
     An exported model as OpenVINO runs it: one stream, tuned for latency.
@@ -119,20 +129,24 @@ def openvino_callable(
         model (`str`, `os.PathLike`, `OVModel` or `openvino.Model`):
             The folder Optimum saved, the model it loaded, or the bare model. Not changed.
         precision (`str`, *optional*, defaults to `"f32"`):
-            `"f32"` or `"bf16"` for the arithmetic, or `"int8"` (`"int4"`) for a quantized model, whose other
-            operations run in bf16 where the CPU has it and in f32 elsewhere.
+            `"f32"` or `"bf16"` for all arithmetic but that of operations quantized in the model itself, or `"int8"`
+            (`"int4"`) for what OpenVINO makes of a quantized model by itself: what is not quantized runs in bf16 where
+            the CPU has it and in f32 elsewhere, and with VNNI the inputs of layers whose weights alone are integers
+            are quantized on the fly.
         threads (`int`, *optional*):
             By default what [`configure_threads`] set.
         static_for (`dict[str, torch.Tensor]`, *optional*):
             Compile for the shapes of these inputs. By default the shapes stay dynamic, as Optimum serves models,
             which costs a millisecond or so a call.
+        properties (`dict[str, Any]`, *optional*):
+            Of the compilation, over those that `precision` and `threads` mean; see [`arithmetic`].
 
     Raises:
         [`BackendUnavailableError`]: without the extra `openvino`.
     """
     openvino = require_openvino()
     threads = threads or configured_threads()
-    properties = openvino_config(precision, threads)
+    properties = {**openvino_config(precision, threads), **(properties or {})}
     source = openvino_model(model)
     if static_for is not None:
         source = source.clone()
@@ -152,13 +166,35 @@ def openvino_config(precision: str = "f32", threads: int | None = None) -> dict[
     if precision not in OPENVINO_PRECISIONS:
         allowed = ", ".join(OPENVINO_PRECISIONS)
         raise CompressionError(f"precision: got {precision!r} for OpenVINO; allowed are {allowed}.")
-    hint = ("bf16" if has_fast_bf16() else "f32") if precision in INTEGERS else precision
+    if precision in INTEGERS:
+        computed = {"INFERENCE_PRECISION_HINT": "bf16" if has_fast_bf16() else "f32"}
+    else:
+        computed = {"INFERENCE_PRECISION_HINT": precision, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     return {
-        "INFERENCE_PRECISION_HINT": hint,
+        **computed,
         "INFERENCE_NUM_THREADS": threads or configured_threads(),
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
     }
+
+
+def arithmetic(model: OVModel) -> dict[str, str]:
+    """
+    How one of Optimum's models computes, as the `ov_config` that makes it compute so anywhere.
+
+    Args:
+        model (`OVModel`): compiled, if it is not yet.
+
+    Returns:
+        `dict[str, str]`: what OpenVINO says of `ARITHMETIC`, such as `{"INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}`.
+    """
+    model.compile()
+    found = {}
+    for name in ARITHMETIC:
+        value = model.request.get_property(name)
+        found[name] = value.get_type_name() if hasattr(value, "get_type_name") else str(value)
+    return found
 
 
 def openvino_model(model: Any) -> openvino.Model:

@@ -122,13 +122,14 @@ def load_exported(
     folder: str | os.PathLike, *, precision: Literal["f32", "bf16", "int8"] = "f32", threads: int | None = None
 ) -> tuple[OVModel, Any]:
     """
-    Load an exported model, as plain `from_pretrained` does, and its processor.
+    Load an exported model, to compute in a stated precision, and its processor.
 
     Args:
         folder (`str` or `os.PathLike`): what [`save_exported`] wrote.
         precision (`str`, *optional*, defaults to `"f32"`): the type in which what is not int8 is computed: `"f32"`,
-            `"bf16"`, or `"int8"` for the one that this CPU is faster at. Left alone, OpenVINO does the last, so that
-            the same file gives slightly other logits on another machine.
+            `"bf16"`, or `"int8"` for what this CPU is faster at. Left alone, OpenVINO does the last, so that the same
+            file gives slightly other logits on another machine: on one with AVX512-BF16 or AMX it computes in bf16,
+            and with VNNI it makes int8 of the inputs of layers of which only the weights were made int8.
         threads (`int`, *optional*): of inference; by default what the run was configured for.
 
     Returns:

@@ -49,7 +49,9 @@ def quantize(
             Of the backend; for `"openvino"` see [`OpenVinoOptions`].
 
     Returns:
-        [`StepReport`]: with the exported model in `model` and the bits of every layer in `notes["layers"]`.
+        [`StepReport`]: with the exported model in `model` and the bits of every layer in `notes["layers"]`. That model
+        computes what is not int8 in float32. So does one that is loaded from the folder with the `ov_config` below;
+        without it OpenVINO takes what the CPU is fastest at, such as bf16 (see [`load_exported`]).
 
     Raises:
         [`~errors.BackendUnavailableError`]: the engine is not installed.
@@ -64,7 +66,8 @@ def quantize(
     from optimum.intel import OVModelForSequenceClassification
 
     hc.quantize(model, scheme="static_int8", data=train, collate_fn=collator, output_dir="int8", processor=tokenizer)
-    model = OVModelForSequenceClassification.from_pretrained("int8")
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    model = OVModelForSequenceClassification.from_pretrained("int8", ov_config=exact)
     ```
     """
     get_method("quantize", backend)

@@ -10,7 +10,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from hf_compress.errors import CompressionError
-from hf_compress.measurement import Evaluation, agreement, evaluate, plain_metrics, predict
+from hf_compress.measurement import Evaluation, agreement, evaluate, openvino_config, plain_metrics, predict
 
 from .architectures import batch_for, bert, build
 
@@ -144,7 +144,9 @@ def test_exported_model(exports):
     from optimum.intel import OVModelForSequenceClassification
 
     model, converted = exports("bert")
-    exported = OVModelForSequenceClassification(converted.clone(), config=model.config)
+    exported = OVModelForSequenceClassification(
+        converted.clone(), config=model.config, ov_config=openvino_config("f32")
+    )
     data = ByLength()
     logits, labels = predict(exported, data, 3)
     np.testing.assert_allclose(logits, one_by_one(model, data.examples), atol=1e-4)

@@ -104,8 +104,10 @@ def test_openvino_callable_takes_what_optimum_has(exported, tmp_path):
 def test_arithmetic_beside_int8_follows_the_cpu(monkeypatch, fast):
     monkeypatch.setattr("hf_compress.measurement.runtimes.has_fast_bf16", lambda: fast)
     assert openvino_config("int8", 2)["INFERENCE_PRECISION_HINT"] == ("bf16" if fast else "f32")
+    assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" not in openvino_config("int8", 2)  # OpenVINO's own choice
     assert openvino_config("f32", 2) == {
         "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
         "INFERENCE_NUM_THREADS": 2,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_compress.errors import BackendUnavailableError, UnsupportedModelError
-from hf_compress.measurement import to_openvino
+from hf_compress.measurement import openvino_config, to_openvino
 from hf_compress.measurement.inputs import example_inputs
 
 from .architectures import batch_for, bert
@@ -50,7 +50,7 @@ def test_optimum_takes_the_result(exports, name, tmp_path):
     kind = OVModelForSequenceClassification if name == "bert" else OVModelForImageClassification
     kind(exported.clone(), config=model.config).save_pretrained(tmp_path)
     inputs = batch_for(model, 3, 9)
-    loaded = kind.from_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path, ov_config=openvino_config("f32"))
     torch.testing.assert_close(loaded(**inputs).logits, logits_of_torch(model, inputs), atol=1e-4, rtol=1e-4)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import hf_compress
 from hf_compress.errors import BackendUnavailableError, CompressionError
-from hf_compress.measurement import measure, predict
+from hf_compress.measurement import measure, openvino_config, predict
 
 from .architectures import bert, build
 from .test_accuracy import ByLength
@@ -84,7 +84,9 @@ def test_exported_model(pair, exports, monkeypatch, tmp_path):
 
     (small, dense), (_, converted) = pair, exports("bert")
     monkeypatch.setattr("hf_compress.measurement.comparison.to_openvino", lambda *_, **__: converted)
-    exported = OVModelForSequenceClassification(converted.clone(), config=dense.config)
+    exported = OVModelForSequenceClassification(
+        converted.clone(), config=dense.config, ov_config=openvino_config("f32")
+    )
     exported.save_pretrained(tmp_path)
     report = measure(
         exported, ByLength(), against=small, runtimes=("openvino",), length=8, threads=1, samples=1, progress=True

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hf_compress.errors import CompressionError, NotFoundError
-from hf_compress.measurement import folder_size
+from hf_compress.measurement import arithmetic, folder_size
 from hf_compress.quantization import is_exported, load_exported, quantize, save_exported
 
 from .models import make_bert, texts
@@ -91,7 +91,7 @@ def test_precision_and_threads_are_what_is_asked_for(exports):
     model, _ = load_exported(exports["bert", "none"].folder, threads=1)
     model.compile()
     assert model.request.get_property("INFERENCE_NUM_THREADS") == 1
-    assert model.request.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+    assert arithmetic(model) == {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     model, _ = load_exported(exports["bert", "none"].folder, precision="bf16")
     assert model.ov_config["INFERENCE_PRECISION_HINT"] == "bf16"
     with pytest.raises(CompressionError, match="precision: got 'fp16' for OpenVINO; allowed are f32"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -13,7 +14,14 @@ from .inputs import example_inputs
 from .latency import latency
 from .machine import configured_threads, has_fast_bf16
 from .openvino_export import to_openvino
-from .runtimes import openvino_callable, openvino_model, stored_precision, torch_callable
+from .runtimes import (
+    arithmetic,
+    openvino_callable,
+    openvino_config,
+    openvino_model,
+    stored_precision,
+    torch_callable,
+)
 
 
 if TYPE_CHECKING:
@@ -25,12 +33,13 @@ NO_BF16 = "this CPU only emulates bfloat16 (it has neither AVX512-BF16 nor AMX)"
 
 @dataclass
 class _Row:
-    """`make` builds the candidate; `skipped` says why there is none."""
+    """`make` builds the candidate; `skipped` says why there is none; `rest` is the type of what is not quantized."""
 
     role: str
     runtime: str
     precision: str
     make: Callable[[], Callable]
+    rest: str | None = None
     skipped: str | None = None
     candidate: Callable | None = None
 
@@ -57,7 +66,9 @@ def latency_rows(
     Time a model beside the dense one, all runtimes and precisions interleaved in one session.
 
     A torch model is timed in PyTorch (fp32 and bf16; channels-last if it takes images) and, converted, in OpenVINO
-    (f32 and bf16); an exported model in OpenVINO as it was stored.
+    (f32 and bf16), and so is an exported model without integers. A quantized one is timed as it would compute if it
+    were called: what its `ov_config` leaves open, and all of a bare folder, is up to OpenVINO (see
+    [`openvino_callable`]).
 
     Args:
         stage ([`~transformers.PreTrainedModel`], `OVModel`, `openvino.Model`, `str` or `os.PathLike`):
@@ -80,8 +91,9 @@ def latency_rows(
 
     Returns:
         `list[dict]`: rows with `role` ("stage" or "baseline"), `runtime`, `precision`, `batch`, `length` (`None` for
-        images), `threads`, and `p50`, `p90`, `mean` (seconds a batch), `samples`; or `skipped`, the reason why the
-        row could not be measured here: bf16 on a CPU that emulates it, OpenVINO not installed or unable to convert.
+        images), `threads`, `rest` (of a quantized model, the type in which all else was computed), and `p50`, `p90`,
+        `mean` (seconds a batch), `samples`; or `skipped`, the reason why the row could not be measured here: bf16 on a
+        CPU that emulates it, OpenVINO not installed or unable to convert.
     """
     runtimes = tuple(runtimes)
     unknown = [name for name in runtimes if name not in RUNTIMES]
@@ -114,6 +126,7 @@ def _timed(rows: list[_Row], inputs: Batch, threads: int, options: dict[str, Any
             "runtime": row.runtime,
             "precision": row.precision,
             **settings,
+            **({} if row.rest is None else {"rest": row.rest}),
             **(measured[row.key] if row.candidate is not None else {"skipped": row.skipped}),
         }
         for row in rows
@@ -132,12 +145,16 @@ def _rows(role: str, model: Any, runtimes: tuple[str, ...], threads: int) -> lis
     else:
         exported = openvino_model(model)
         stored, load = stored_precision(exported), lambda: exported
-    if "openvino" in runtimes:
-        precisions = ("f32", "bf16") if stored == "f32" else (stored,)
+    if "openvino" in runtimes and stored == "f32":
         rows += [
             _Row(role, "openvino", precision, _maker(openvino_callable, load, precision, threads))
-            for precision in precisions
+            for precision in ("f32", "bf16")
         ]
+    elif "openvino" in runtimes:
+        # what is timed is what would be evaluated
+        properties = arithmetic(model) if hasattr(model, "ov_config") else openvino_config(stored, threads)
+        make = _maker(partial(openvino_callable, properties=properties), load, stored, threads)
+        rows.append(_Row(role, "openvino", stored, make, rest=properties["INFERENCE_PRECISION_HINT"]))
     for row in rows:
         if row.precision == "bf16" and not has_fast_bf16():
             row.skipped = NO_BF16

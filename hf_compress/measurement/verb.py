@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..errors import CompressionError
@@ -15,7 +16,7 @@ from .accuracy import agreement, plain_metrics, predict
 from .comparison import latency_rows
 from .macs import count
 from .openvino_export import require_openvino
-from .runtimes import openvino_model, stored_bytes
+from .runtimes import TORCH_PRECISIONS, arithmetic, openvino_model, stored_bytes, stored_precision
 from .size import folder_size, parameter_bytes
 
 
@@ -34,6 +35,9 @@ class Measurement:
             for an exported model.
         size_bytes (`int`): of the weights: in memory for a torch model, as stored for an exported one.
         metrics (`dict[str, dict[str, float]]`): by split, then by metric.
+        precision (`str`, *optional*): in which the metrics were computed: `"fp32"` or `"bf16"` in PyTorch, `"f32"`,
+            `"bf16"` or such as `"int8 (rest bf16)"` in OpenVINO, where an exported model without an `ov_config`
+            computes in what the CPU is fastest at.
         examples (`int`, *optional*): that the metrics are of.
         agreement (`float`, *optional*): share of examples given the same class as by the model compared with.
         logit_difference (`float`, *optional*): mean absolute difference to its logits.
@@ -49,6 +53,7 @@ class Measurement:
     encoder_params: int | None = None
     encoder_macs: int | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    precision: str | None = None
     examples: int | None = None
     agreement: float | None = None
     logit_difference: float | None = None
@@ -71,6 +76,7 @@ class Measurement:
             dense = {} if other is None else other.metrics.get(split, {})
             for metric, value in metrics.items():
                 lines += _line(f"{metric} ({split})", value, dense.get(metric), "{:.4f}".format, difference=True)
+        lines += _line("computed in", self.precision, other and other.precision, str, compare=False)
         lines += _line("same class", self.agreement, None, "{:.4f}".format)
         lines += _line("mean |Δ logit|", self.logit_difference, None, "{:.4g}".format)
         lines += _line("examples", self.examples, None, "{:,}".format)
@@ -99,7 +105,8 @@ def measure(
 
     Args:
         model ([`~transformers.PreTrainedModel`], `OVModel`, or the folder of an exported model):
-            Left as it was. A bare folder can be timed and weighed, not evaluated.
+            Left as it was. A bare folder can be timed and weighed, not evaluated. An exported model is evaluated as
+            its `ov_config` says; [`openvino_config`] makes one for a stated precision.
         data ([`~tasks.TaskData`], [`~tasks.BatchDataset`], `datasets.Dataset` or another data set, *optional*):
             What to evaluate on: of a task's data all evaluation splits, of another data set all of it.
         collate_fn (`Callable`, *optional*):
@@ -110,7 +117,8 @@ def measure(
             Examples in a timed batch, or in each of several, and tokens of the example that is timed and whose MACs
             are counted.
         runtimes (`Iterable[str]`, *optional*, defaults to `("torch",)`):
-            Of `"torch"` and `"openvino"`; none for no timing. Exported models run in OpenVINO only.
+            Of `"torch"` and `"openvino"`; none for no timing. Exported models run in OpenVINO only: quantized ones
+            are timed as they were evaluated, others in f32 and bf16.
         inputs (`dict[str, torch.Tensor]`, *optional*):
             The batch to time, instead of one made from the configuration.
         compute_metrics (`Callable`, *optional*):
@@ -197,8 +205,17 @@ def _judge(
             if logits.ndim == 2 and logits.shape[1] > 1:
                 same.append((len(logits), agreement(logits, reference)))
     found.agreement, found.logit_difference = _mean(same), _mean(differences)
+    found.precision = _precision(model)
     if found.against is not None:
-        found.against.examples = found.examples
+        found.against.examples, found.against.precision = found.examples, _precision(against)
+
+
+def _precision(model: Any) -> str:
+    if hasattr(model, "ov_config"):
+        stored, rest = stored_precision(openvino_model(model)), arithmetic(model)["INFERENCE_PRECISION_HINT"]
+        return rest if stored == "f32" else f"{stored} (rest {rest})"
+    dtype = getattr(model, "dtype", torch.float32)
+    return next((name for name, known in TORCH_PRECISIONS.items() if known == dtype), str(dtype))
 
 
 def _mean(values: list[tuple[int, float]]) -> float | None:
@@ -225,11 +242,13 @@ COLUMNS = (
 )
 
 
-def _line(label: str, value: Any, other: Any, show: Callable, difference: bool = False) -> list[list[str]]:
+def _line(
+    label: str, value: Any, other: Any, show: Callable, difference: bool = False, compare: bool = True
+) -> list[list[str]]:
     if value is None and other is None:
         return []
     line = [label] + ["" if figure is None else show(figure) for figure in (value, other)]
-    if value is not None and other is not None:
+    if compare and value is not None and other is not None:
         line.append(f"{value - other:+.4f}" if difference else f"{value / other:.3f}" if other else "–")
     return [line]
 
@@ -257,7 +276,8 @@ def _latency_lines(rows: list[dict[str, Any]]) -> list[str]:
             figures = ["–", "–", "–"]
         else:
             figures = [f"{1000 * row['p50']:.2f}", f"{1000 * row['p90']:.2f}", str(row["samples"])]
-        lines.append([f"{role} {row['runtime']} {row['precision']}", *settings, *figures])
+        rest = f" (rest {row['rest']})" if "rest" in row else ""
+        lines.append([f"{role} {row['runtime']} {row['precision']}{rest}", *settings, *figures])
     reasons = dict.fromkeys(
         f"{row['runtime']} {row['precision']} was not timed: {row['skipped']}" for row in rows if "skipped" in row
     )

@@ -7,15 +7,19 @@ import torch
 
 from hf_compress.errors import CompressionError, NotFoundError
 from hf_compress.measurement import (
+    arithmetic,
     example_inputs,
+    has_fast_bf16,
     latency_rows,
+    measure,
     openvino_callable,
     openvino_config,
     torch_callable,
 )
-from hf_compress.measurement.runtimes import stored_bytes, stored_precision
+from hf_compress.measurement.runtimes import ARITHMETIC, stored_bytes, stored_precision
 
 from .architectures import batch_for, bert, build
+from .test_accuracy import ByLength
 
 
 openvino = pytest.importorskip("openvino")
@@ -161,6 +165,33 @@ def test_rows_of_an_int8_stage_stand_beside_the_dense_ones(exported, exported_in
         ("baseline", "openvino", "bf16"),
     ]
     assert all(row["p50"] > 0 for row in rows)  # emulated, where the CPU has no bf16
+    assert [row.get("rest") for row in rows] == ["bf16" if has_fast_bf16() else "f32", None, None, None, None]
+
+
+@pytest.mark.parametrize("given", ["f32", "bf16", None])
+def test_an_int8_model_is_timed_as_it_is_evaluated(exported_int8, monkeypatch, given):
+    optimum = pytest.importorskip("optimum.intel")
+    asked = {} if given is None else {"INFERENCE_PRECISION_HINT": given, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"}
+    model = optimum.OVModelForSequenceClassification(
+        exported_int8.clone(), config=build("bert").config, ov_config=dict(asked)
+    )
+    compiled = []
+    make = comparison.openvino_callable
+
+    def record(*args, **kwargs):
+        compiled.append(make(*args, **kwargs))
+        return compiled[-1]
+
+    monkeypatch.setattr(comparison, "openvino_callable", record)
+    report = measure(model, ByLength(), runtimes=("openvino",), length=8, threads=1, samples=1)
+    (row,) = report.latency
+    for name in ARITHMETIC:
+        assert compiled[0].compiled.get_property(name) == model.request.get_property(name)
+    assert (row["precision"], row["rest"]) == ("int8", arithmetic(model)["INFERENCE_PRECISION_HINT"])
+    assert report.precision == f"int8 (rest {row['rest']})"
+    assert str(report).count(report.precision) == 2  # of the metrics and of the time
+    if given == "f32" or (given == "bf16" and has_fast_bf16()):  # elsewhere OpenVINO may take f32 instead of bf16
+        assert row["rest"] == given
 
 
 def test_images_have_no_length_and_rows_can_be_chosen():

@@ -95,6 +95,7 @@ def test_exported_model(pair, exports, monkeypatch, tmp_path):
     assert report.logit_difference == pytest.approx(
         measure(dense, ByLength(), against=small, runtimes=()).logit_difference, abs=1e-4
     )
+    assert (report.precision, report.against.precision) == ("f32", "fp32")
     timed = [(row["role"], row["precision"]) for row in report.latency if "p50" in row and row["precision"] == "f32"]
     assert timed == [("stage", "f32"), ("baseline", "f32")]
     folder = measure(tmp_path, against=dense, runtimes=())

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .journal import Journal
-from .measurement import count, evaluate, folder_size, latency_rows
+from .measurement import arithmetic, count, evaluate, folder_size, latency_rows
 from .models import load_model
 from .quantization import is_exported, load_exported, save_exported
 from .recipe import Recipe
@@ -37,7 +37,11 @@ def save_stage(model: Any, processor: Any, folder: Path) -> None:
 
 
 def load_stage(folder: Path, task: Task) -> tuple[Any, Any]:
-    """The model of a stage, as plain `from_pretrained` gives it, and its processor."""
+    """The model of a stage, as plain `from_pretrained` gives it, and its processor.
+
+    An exported one computes what is not int8 in float32, so that its metrics do not depend on what the CPU at hand is
+    fastest at.
+    """
     if is_exported(folder):
         return load_exported(folder)
     return load_model(str(folder), task=task)
@@ -85,6 +89,8 @@ def measure_stage(
         )
         rows = _latencies(model, baseline, recipe, task)
     notes = report["notes"]
+    if exported:
+        notes["arithmetic"] = arithmetic(model)
     return {
         "name": name,
         "technique": report["technique"],

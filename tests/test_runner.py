@@ -13,6 +13,8 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 import hf_compress as hc
 from hf_compress.errors import CompressionError, RecipeError
+from hf_compress.measurement import evaluate
+from hf_compress.quantization import load_exported
 from hf_compress.recipe import load_recipe
 from hf_compress.runner import plan, run
 
@@ -93,6 +95,22 @@ def test_an_image_recipe_goes_from_weights_to_int8(tmp_path):
     with pytest.raises(CompressionError, match="another recipe"):
         run(image_recipe(folder, steps[:2]))
     assert (folder / "results.json").read_bytes() == content
+
+
+def test_the_code_of_the_card_gives_the_model_that_was_evaluated(tmp_path):
+    recipe = image_recipe(tmp_path / "run", [INT8])
+    finished = run(recipe)
+    folder, stage = finished.output_dir / "model", finished.results["stages"][-1]
+    assert stage["notes"]["arithmetic"]["INFERENCE_PRECISION_HINT"] == "f32"
+    assert {row["rest"] for row in stage["latency"] if row["precision"] == "int8"} == {"f32"}  # timed as evaluated
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code.replace("path/to/model", str(folder)), names)
+    data = hc.load_task(hc.TaskSpec(**recipe["task"]), seed=0).prepare(load_exported(folder)[1])
+    again = evaluate(names["model"], data, batch_size=250)["test"]
+    assert again.metrics == stage["metrics"]
+    for logits, recorded in zip(again.logits, stage["predictions"]["test"]["first"], strict=False):
+        assert logits.tolist() == pytest.approx(recorded, abs=1e-5)
 
 
 def test_a_text_recipe_with_recovery_after_the_surgery(tmp_path, text_root):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import yaml
@@ -126,7 +127,9 @@ def _headline(results: dict, last: dict) -> list[tuple[str, str, str]]:
 def _load_code(results: dict, last: dict, name: str) -> str:
     suffix = AUTO_CLASSES[results["task"]["modality"]]
     if last["technique"] == "quantize":
-        return f'from optimum.intel import OVModel{suffix}\n\nmodel = OVModel{suffix}.from_pretrained("{name}")'
+        computed = _arithmetic(last)
+        arguments = f'\n    "{name}",\n    ov_config={json.dumps(computed)},\n' if computed else f'"{name}"'
+        return f"from optimum.intel import OVModel{suffix}\n\nmodel = OVModel{suffix}.from_pretrained({arguments})"
     return (
         f"import hf_compress  # registers how compressed layers are rebuilt\n"
         f"from transformers import AutoModel{suffix}\n\n"
@@ -136,11 +139,25 @@ def _load_code(results: dict, last: dict, name: str) -> str:
 
 def _load_note(last: dict) -> str:
     if last["technique"] == "quantize":
-        return 'Needs `pip install "optimum-intel[openvino]"`; hf_compress itself is not needed.'
+        need = 'Needs `pip install "optimum-intel[openvino]"`; hf_compress itself is not needed.'
+        computed = _arithmetic(last)
+        if not computed:
+            return need
+        return (
+            f"{need} The metrics above are those of the model as loaded here, with all that is not int8 computed in "
+            f"{computed['INFERENCE_PRECISION_HINT']}. Without `ov_config` OpenVINO computes as the CPU is fastest: in "
+            "bf16 where that has AVX512-BF16 or AMX, and with int8 inputs for layers of which only the weights are "
+            "int8 where it has VNNI. That gives other logits, and was not evaluated."
+        )
     return (
         "Without `import hf_compress` loading fails on the shapes of the compressed layers, rather than giving a "
         "wrong model; only `ignore_mismatched_sizes=True` defeats that, so do not pass it."
     )
+
+
+def _arithmetic(last: dict) -> dict[str, str]:
+    """The `ov_config` that the stage was evaluated with; empty in results of releases that did not record it."""
+    return last.get("notes", {}).get("arithmetic", {})
 
 
 def _skipped(results: dict) -> list[str]:

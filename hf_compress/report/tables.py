@@ -126,7 +126,7 @@ def latency_table(results: dict) -> str:
                     stage["name"],
                     "dense" if row.get("role") == "baseline" else "this stage",
                     row["runtime"],
-                    row["precision"],
+                    row["precision"] + (f" (rest {row['rest']})" if "rest" in row else ""),
                     str(row["batch"]),
                     str(row.get("length") or MISSING),
                     str(row["threads"]),

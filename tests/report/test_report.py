@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import copy
 
 import pytest
@@ -142,6 +143,30 @@ def test_the_card_has_a_model_index_and_the_limits(results, tmp_path):
     assert "/somewhere/secret" not in text
     torch_card = model_card({**results, "stages": results["stages"][:2]})
     assert "import hf_compress" in torch_card and "ignore_mismatched_sizes" in torch_card
+
+
+def test_the_card_loads_an_export_as_it_was_evaluated(results):
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    stage = results["stages"][2]
+    stage["notes"] = {"arithmetic": exact}
+    stage["latency"][0]["rest"] = "f32"
+    text = model_card(results, "me/small")
+    (call,) = [node for node in ast.walk(ast.parse(_code(text))) if isinstance(node, ast.Call)]
+    assert call.func.attr == "from_pretrained" and ast.literal_eval(call.args[0]) == "me/small"
+    assert {word.arg: ast.literal_eval(word.value) for word in call.keywords} == {"ov_config": exact}
+    assert "all that is not int8 computed in f32" in text and "AVX512-BF16 or AMX" in text
+    assert "| int8 (rest f32) |" in text
+    stage["notes"] = {"arithmetic": {**exact, "INFERENCE_PRECISION_HINT": "bf16"}}
+    assert "all that is not int8 computed in bf16" in model_card(results)
+
+
+def test_the_card_claims_nothing_about_an_export_of_unknown_arithmetic(results):
+    text = model_card(results)
+    assert "ov_config" not in text and "computed in" not in text
+
+
+def _code(card):
+    return card.split("```python\n")[1].split("```")[0]
 
 
 def test_a_local_base_model_is_no_metadata(results):

@@ -25,5 +25,9 @@ class StructureError(CompressionError):
     """A model's structure cannot be described, or a stored structure does not fit."""
 
 
+class DiskFullError(CompressionError):
+    """The disk that a run writes to has no room left; the message names the folder."""
+
+
 class BackendUnavailableError(CompressionError):
     """An optional engine is not installed; the message names the extra."""

@@ -57,13 +57,11 @@ class Journal:
         try:
             yield notes
         except BaseException as error:
-            self.append(
-                operation=operation,
-                stage=stage,
-                status="failed",
-                **clock.read(),
-                notes={**notes, "error": f"{type(error).__name__}: {error}"},
-            )
+            failure = {**notes, "error": f"{type(error).__name__}: {error}"}
+            try:
+                self.append(operation=operation, stage=stage, status="failed", **clock.read(), notes=failure)
+            except OSError as unwritten:  # on a full disk: must not hide why the block failed
+                error.add_note(f"{self.path} does not have this failure: {unwritten}")
             raise
         self.append(operation=operation, stage=stage, status="done", **clock.read(), notes=notes)
 

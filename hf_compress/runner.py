@@ -34,7 +34,7 @@ from .registry import Cost, get_method
 from .report import print_stages, write_report
 from .results import new_results, save_results
 from .stages import copy_model, load_stage, measure_stage, save_stage, stage_seconds
-from .storage import read_json, whole_folder, write_json, write_text
+from .storage import NO_ROOM, explain_full_disk, read_json, whole_folder, write_json, write_text
 from .structure import track
 from .tasks import Task, load_task
 from .training import Context, StepReport, apply_method
@@ -97,7 +97,7 @@ def run(recipe: str | Path | dict | Recipe, overrides: Sequence[str] = ()) -> Ru
 
     Raises:
         `CompressionError`: for anything in the recipe, the data or the model that cannot work; nothing half-written
-        is left under a final name.
+        is left under a final name. On a full disk it is a `DiskFullError`, from the library's own.
     """
     load_methods()
     return Runner(load_recipe(recipe, overrides)).run()
@@ -118,14 +118,21 @@ class Runner:
         self.stages = plan(recipe)
         self.task = None
         self._prepared = {}
+        self._lock = FileLock(self.output_dir / ".lock")
 
     def run(self) -> Run:
         configure_threads(self.recipe.threads)
+        try:
+            with explain_full_disk(self.output_dir):
+                return self._run()
+        finally:
+            self._lock.release()  # a notebook keeps an error and with it this runner, and may run the recipe again
+
+    def _run(self) -> Run:
         if self.state.is_main_process:
             _make_folder(self.output_dir)
-            self.lock = FileLock(self.output_dir / ".lock")
             try:
-                self.lock.acquire(timeout=0)
+                self._lock.acquire(timeout=0)
             except Timeout:
                 raise CompressionError(
                     f"{self.output_dir}: another process runs in this folder; wait for it."
@@ -327,4 +334,6 @@ def _make_folder(folder: Path) -> None:
     except (FileExistsError, NotADirectoryError):
         raise CompressionError(f"output_dir: {folder} is a file; give a folder.") from None
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
         raise CompressionError(f"output_dir: {folder} cannot be made ({error.strerror}); give another.") from None

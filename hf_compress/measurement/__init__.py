@@ -9,7 +9,7 @@ from .machine import configure_threads, configured_threads, environment, has_fas
 from .macs import count
 from .memory import PeakMemory, peak_memory, reset_peak_memory
 from .openvino_export import require_openvino, to_openvino, without_statistics
-from .runtimes import arithmetic, openvino_callable, openvino_config, openvino_model, torch_callable
+from .runtimes import arithmetic, openvino_callable, openvino_config, openvino_model, stored_bytes, torch_callable
 from .size import folder_size, parameter_bytes
 from .states import device_of, evaluating
 from .verb import Measurement, measure
@@ -47,6 +47,7 @@ __all__ = [
     "predict",
     "require_openvino",
     "reset_peak_memory",
+    "stored_bytes",
     "timing_lock",
     "to_openvino",
     "torch_callable",

@@ -16,8 +16,9 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, TimmWrapperConfig
 
 from ..errors import CompressionError, NotFoundError, UnsupportedModelError
-from ..measurement import openvino_config
+from ..measurement import openvino_config, stored_bytes
 from ..models.processors import has_tokenizer, load_image_processor, load_tokenizer
+from ..storage import explain_full_disk
 from .engine import quiet_engine, reason_of, require
 
 
@@ -29,6 +30,7 @@ EXTRA = "openvino"
 # not optimum.intel, which imports its parts, and sets up their logging, only when they are asked for
 OPTIMUM = "optimum.intel.openvino"
 MODEL_FILE = "openvino_model.xml"
+GRAPH_BYTES = 2**23  # more than the file of that name takes for a BERT of 24 layers in int8
 # by the name of a model's main input
 CLASSES = {"input_ids": "OVModelForSequenceClassification", "pixel_values": "OVModelForImageClassification"}
 
@@ -103,18 +105,19 @@ def save_exported(model: OVModel, folder: str | os.PathLike, processor: Any = No
         processor (*optional*): a tokenizer or image processor. timm's image processor lives in `config.json`.
 
     Raises:
-        [`CompressionError`]: if the disk is full, or the folder may not be written.
+        [`DiskFullError`]: if the disk is full; [`CompressionError`]: if the folder may not be written.
     """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with quiet_engine():
+        # OpenVINO gives no reason for a file that it cannot write, and removes it
+        with quiet_engine(), explain_full_disk(folder, needed=stored_bytes(model.model) + GRAPH_BYTES):
+            folder.mkdir(parents=True, exist_ok=True)
             model.save_pretrained(folder)
             if processor is not None and not isinstance(model.config, TimmWrapperConfig):
                 processor.save_pretrained(folder)
     except (OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError for a file that it cannot write
         raise CompressionError(
-            f"{folder}: the exported model cannot be written ({reason_of(error)}); make room, or give another folder."
+            f"{folder}: the exported model cannot be written ({reason_of(error)}); give another folder."
         ) from error
 
 

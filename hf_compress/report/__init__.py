@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..storage import write_text
+from ..storage import whole_folder, write_text
 from .card import card_data, model_card
 from .plots import plot_all
 from .tables import latency_table, print_stages, seconds_table, stage_table
@@ -17,7 +17,8 @@ __all__ = ["card_data", "latency_table", "model_card", "plot_all", "print_stages
 def write_report(results: dict, run_dir: str | Path, repo_id: str | None = None) -> None:
     """Write `results.md`, `plots/` and the card `model/README.md` (with its plots beside it) of a run folder."""
     run_dir = Path(run_dir)
-    plots = plot_all(results, run_dir / "plots")
+    with whole_folder(run_dir / "plots") as aside:
+        plots = plot_all(results, aside)
     text = [f"# {results['name']}\n", stage_table(results), "## Latency\n", latency_table(results), "## Seconds\n"]
     text.append(seconds_table(results))
     for stage in results["stages"]:
@@ -25,6 +26,5 @@ def write_report(results: dict, run_dir: str | Path, repo_id: str | None = None)
     text += [f"![{path.stem}](plots/{path.name})\n" for path in plots]
     write_text(run_dir / "results.md", "\n".join(text))
     write_text(run_dir / "model" / "README.md", model_card(results, repo_id))
-    for path in plots:
-        (run_dir / "model" / "plots").mkdir(exist_ok=True)
-        shutil.copyfile(path, run_dir / "model" / "plots" / path.name)
+    with whole_folder(run_dir / "model" / "plots") as aside:
+        shutil.copytree(run_dir / "plots", aside, dirs_exist_ok=True)

@@ -13,7 +13,7 @@ from torch import nn
 from .journal import Journal
 from .measurement import arithmetic, count, evaluate, folder_size, latency_rows
 from .models import load_model
-from .quantization import is_exported, load_exported, save_exported
+from .quantization import is_exported, load_exported, save_exported, served_precision
 from .recipe import Recipe
 from .registry import Cost
 from .storage import read_json
@@ -37,13 +37,9 @@ def save_stage(model: Any, processor: Any, folder: Path) -> None:
 
 
 def load_stage(folder: Path, task: Task) -> tuple[Any, Any]:
-    """The model of a stage, as plain `from_pretrained` gives it, and its processor.
-
-    An exported one computes what is not int8 in float32, so that its metrics do not depend on what the CPU at hand is
-    fastest at.
-    """
+    """The model of a stage, as plain `from_pretrained` gives it, and its processor; see [`served_precision`]."""
     if is_exported(folder):
-        return load_exported(folder)
+        return load_exported(folder, precision=served_precision(folder))
     return load_model(str(folder), task=task)
 
 

@@ -18,7 +18,7 @@ import torch
 import hf_compress as hc
 from hf_compress.journal import Clock
 from hf_compress.measurement import configure_threads, count, environment, folder_size, latency_rows
-from hf_compress.quantization import load_exported
+from hf_compress.quantization import load_exported, served_precision
 from hf_compress.storage import write_json
 
 
@@ -30,6 +30,11 @@ def examples(vocabulary: int) -> list[dict[str, torch.Tensor]]:
     ids = torch.from_numpy(generator.integers(1000, vocabulary, (EXAMPLES, LENGTH)))
     rest = {"attention_mask": torch.ones(LENGTH, dtype=torch.int64), "token_type_ids": torch.zeros(LENGTH).long()}
     return [{"input_ids": row, **rest} for row in ids]
+
+
+def served(folder: Path):
+    """The exported model in `folder`, as a run would time it."""
+    return load_exported(folder, precision=served_precision(folder))[0]
 
 
 def main() -> None:
@@ -72,8 +77,8 @@ def main() -> None:
         common = {"batch": 1, "length": SERVED_LENGTH, "threads": threads, "seconds": options.seconds}
         found["latency"] = {
             "factorized": latency_rows(small, dense, **common),
-            "int8_dense": latency_rows(load_exported(folders["dense"])[0], dense, **common),
-            "int8_factorized": latency_rows(load_exported(folders["factorized"])[0], dense, **common),
+            "int8_dense": latency_rows(served(folders["dense"]), dense, **common),
+            "int8_factorized": latency_rows(served(folders["factorized"]), dense, **common),
         }
     write_json(options.output, found)
     for name, rows in found["latency"].items():

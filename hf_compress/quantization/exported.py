@@ -94,6 +94,15 @@ def is_exported(folder: str | os.PathLike) -> bool:
     return (Path(folder) / MODEL_FILE).is_file()
 
 
+def served_precision(folder: str | os.PathLike) -> Literal["f32", "int8"]:
+    """The `precision` of [`load_exported`] in which the model in `folder` is evaluated and timed.
+
+    A quantized model computes as plain `from_pretrained` lets it, which on every CPU is the fastest; an export in
+    float computes in float32, what the model did before.
+    """
+    return "int8" if (Path(folder) / "openvino_config.json").is_file() else "f32"
+
+
 def save_exported(model: OVModel, folder: str | os.PathLike, processor: Any = None) -> None:
     """
     Save an exported model with its tokenizer or image processor.

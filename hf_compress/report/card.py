@@ -145,9 +145,9 @@ def _load_note(last: dict) -> str:
             return need
         return (
             f"{need} The metrics above are those of the model as loaded here, with all that is not int8 computed in "
-            f"{computed['INFERENCE_PRECISION_HINT']}. Without `ov_config` OpenVINO computes as the CPU is fastest: in "
-            "bf16 where that has AVX512-BF16 or AMX, and with int8 inputs for layers of which only the weights are "
-            "int8 where it has VNNI. That gives other logits, and was not evaluated."
+            f"{computed['INFERENCE_PRECISION_HINT']}. Without `ov_config` OpenVINO computes as the CPU at hand is "
+            "fastest: in bf16 where that has AVX512-BF16 or AMX, and with int8 inputs for layers of which only the "
+            "weights are int8 where it has VNNI; on another kind of CPU that gives slightly other logits."
         )
     return (
         "Without `import hf_compress` loading fails on the shapes of the compressed layers, rather than giving a "

@@ -43,6 +43,19 @@ def load_stage(folder: Path, task: Task) -> tuple[Any, Any]:
     return load_model(str(folder), task=task)
 
 
+def evaluate_stage(model: Any, data: TaskData, modality: str) -> dict[str, dict]:
+    """What a stage's record keeps of its model on the evaluation splits: `metrics`, and `predictions` by split.
+
+    Whoever loads the model elsewhere and gives it here, with as many threads, on a CPU and with versions like those of
+    the run, gets the same.
+    """
+    found = evaluate(model, data, batch_size=EVALUATION_BATCH[modality], progress=True)
+    return {
+        "metrics": _flat({split: evaluation.metrics for split, evaluation in found.items()}),
+        "predictions": {split: evaluation.fingerprint() for split, evaluation in found.items()},
+    }
+
+
 def copy_model(stage: Path, folder: Path) -> None:
     """Copy the model of a finished stage, without the records of the run."""
     for path in stage.iterdir():
@@ -76,7 +89,7 @@ def measure_stage(
     exported = not isinstance(model, nn.Module)
     data = prepare(processor)
     with journal.operation("evaluate", name):
-        found = evaluate(model, data, batch_size=EVALUATION_BATCH[task.modality], progress=True)
+        found = evaluate_stage(model, data, task.modality)
     with journal.operation("measure", name):
         cost = (
             Cost(**read_json(previous / "measurement.json")["cost"])
@@ -91,7 +104,7 @@ def measure_stage(
         "name": name,
         "technique": report["technique"],
         "method": report["method"],
-        "metrics": _flat({split: evaluation.metrics for split, evaluation in found.items()}),
+        "metrics": found["metrics"],
         "params": cost.params,
         "nonzero_params": cost.nonzero_params,
         "macs": cost.macs,
@@ -105,7 +118,7 @@ def measure_stage(
         "epochs": notes.pop("epochs", []),
         "events": notes.pop("events", []),
         "notes": notes,
-        "predictions": {split: evaluation.fingerprint() for split, evaluation in found.items()},
+        "predictions": found["predictions"],
         "warnings": report["warnings"],
         "cost": asdict(cost),
     }

@@ -31,6 +31,7 @@ _FILE = r"/(?:(?P<kind>datasets)/)?(?P<id>[^/]+/[^/]+)/(?:resolve|raw)/(?P<revis
 _ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
+    ("DELETE", r"/api/repos/delete", "delete"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("POST", rf"/api/{_REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
     ("POST", rf"/api/{_REPO}/commit/(?P<revision>[^/]+)", "commit"),
@@ -142,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
                 headers = {"X-Error-Message": str(error)} | ({"X-Error-Code": error.code} if error.code else {})
                 self.answer({"error": str(error)}, error.status, headers)
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_DELETE = do_GET
 
     def log_message(self, *arguments) -> None:
         pass
@@ -205,6 +206,13 @@ class Handler(BaseHTTPRequestHandler):
         private = wanted.get("private") is True or wanted.get("visibility") == "private"
         self.server.add(repo_id, {".gitattributes": b""}, kind, private)
         self.answer({"url": url, "id": repo_id, "name": repo_id})
+
+    def delete(self, body: bytes) -> None:
+        wanted = json.loads(body)
+        kind, repo_id = f"{wanted.get('type') or 'model'}s", f"{wanted.get('organization') or USER}/{wanted['name']}"
+        self.repo(kind, repo_id, write=True)
+        del self.server.repos[kind, repo_id]
+        self.answer({})
 
     def validate_yaml(self, body: bytes) -> None:
         content = json.loads(body)["content"]

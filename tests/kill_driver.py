@@ -1,7 +1,7 @@
 """Kill a run at many points and finish it; a process of its own, as it forks after the imports.
 
 `python kill_driver.py RECIPE.json FOLDER`: prints one JSON object: for every point where it was killed, the metrics of
-the finished run, and those of an uninterrupted run under "whole".
+the finished run and the fingerprints of its predictions, and those of an uninterrupted run under "whole".
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main(recipe_path: str, folder: str, points: str) -> None:
         code = in_child(lambda: runner.run(load_recipe({**recipe, "output_dir": str(output_dir)})))
         assert code == 0, f"{output_dir}: exit code {code}"
         results = json.loads((output_dir / "results.json").read_text())
-        return {stage["name"]: stage["metrics"] for stage in results["stages"]}
+        return {stage["name"]: [stage["metrics"], stage["predictions"]] for stage in results["stages"]}
 
     found["whole"] = finish(Path(folder) / "whole")
     for operation, stage, count in json.loads(points):

@@ -194,7 +194,7 @@ def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
     assert (tmp_path / "run").read_text() == "mine"
 
 
-def test_a_killed_run_finishes_with_the_metrics_of_a_whole_one(tmp_path, text_root):
+def test_a_killed_run_finishes_with_the_predictions_of_a_whole_one(tmp_path, text_root):
     pruned = {"prune": {**PRUNE["prune"], "distill": {"alpha": 0.5}}}
     recipe = text_recipe(tmp_path, text_root, [{"finetune": {}}, pruned, INT8])
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
@@ -212,5 +212,5 @@ def test_a_killed_run_finishes_with_the_metrics_of_a_whole_one(tmp_path, text_ro
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert len(found) == 1 + len(points)
-    for point, metrics in found.items():
-        assert metrics == found["whole"], point
+    for point, measured in found.items():
+        assert measured == found["whole"], point

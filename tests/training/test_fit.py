@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from hf_compress.errors import CompressionError
 from hf_compress.training import Context, build_arguments, fit
 
-from .killed_worker import context, model
+from .killed_worker import MODELS, context
 from .material import assert_same_weights, image_data, text_data, tiny_image_model, tiny_text_model, weights
 
 
@@ -35,14 +35,15 @@ def quick(folder, **fields):
     return build_arguments(fields, folder, seed=0)
 
 
-def test_a_killed_training_goes_on_to_the_same_weights_and_curve(tmp_path):
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_killed_training_goes_on_in_another_process_to_the_same_weights_and_curve(tmp_path, kind):
     worker = subprocess.Popen(
-        [sys.executable, "-m", "training.killed_worker", str(tmp_path / "killed")],
+        [sys.executable, "-m", "training.killed_worker", str(tmp_path / "killed"), kind],
         cwd=TESTS,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])},
         stderr=subprocess.PIPE,
     )
-    uninterrupted = model()
+    uninterrupted = MODELS[kind]()
     whole = context(tmp_path / "whole").train(uninterrupted)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "waiting").exists():
@@ -52,7 +53,7 @@ def test_a_killed_training_goes_on_to_the_same_weights_and_curve(tmp_path):
     worker.kill()
     worker.wait()
     worker.stderr.close()
-    resumed = model()
+    resumed = MODELS[kind]()
     rest = context(tmp_path / "killed").train(resumed)
     assert rest.resumed_from == 8  # the end of the second of three epochs of 4 steps
     assert rest.epochs == whole.epochs

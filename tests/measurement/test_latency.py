@@ -55,9 +55,8 @@ def test_number_of_rounds_follows_the_budget():
     assert latencies._rounds(6, 5) == 5  # but not many times the budget
     assert latencies._rounds(1000, 5) == 3
     quick = Sleeper(0.001)
-    start = time.perf_counter()
-    assert measured({"quick": quick}, {}, seconds=0.2)["quick"]["samples"] >= 10
-    assert time.perf_counter() - start < 5
+    found = measured({"quick": quick}, {}, seconds=0.2)["quick"]
+    assert 10 <= found["samples"] <= latencies.MAX_ROUNDS  # the clock on the wall would judge the machine
     with pytest.raises(CompressionError, match="samples"):
         measured({"quick": quick}, {}, samples=0)
 

@@ -15,6 +15,7 @@ import torch
 import transformers
 from huggingface_hub import HfApi
 
+from .errors import NotFoundError
 from .measurement import configure_threads, openvino_config
 from .quantization import is_exported, served_precision
 from .recipe import load_recipe
@@ -132,14 +133,14 @@ def compare_predictions(found: dict, record: dict, *, exact: bool) -> Finding:
     Without `exact`, equal metrics and close logits of the first examples do; the detail says so.
     """
     kept = record.get("predictions")
+    same = found["metrics"] == record["metrics"]
+    metrics = "metrics equal" if same else f"metrics {found['metrics']} instead of {record['metrics']}"
     if not kept:
-        return Finding(False, "results.json has no predictions: the run was made by an older version")
+        return Finding(False, f"results.json has no predictions: the run was made by an older version; {metrics}")
     if found["predictions"] == kept:
         return Finding(True, "equal")
     first = [[row for split in kept for row in source[split]["first"]] for source in (found["predictions"], kept)]
     close, words = compare(*first, exact=False)
-    same = found["metrics"] == record["metrics"]
-    metrics = "metrics equal" if same else f"metrics {found['metrics']} instead of {record['metrics']}"
     return Finding(not exact and close and same, f"other last bits; {metrics}; of the first two, {words}")
 
 
@@ -149,6 +150,8 @@ def _threads(record: dict, results: dict) -> int:
 
 
 def _load(folder: ModelFolder, prepared: dict[Any, TaskData]) -> tuple[Any, TaskData]:
+    if not folder.path.is_dir():  # which `from_pretrained` would take for the name of a repository
+        raise NotFoundError(f"{folder.path} is not there.")
     configure_threads(folder.threads)
     modality = folder.task.modality
     processor = getattr(transformers, PROCESSORS[modality]).from_pretrained(folder.path)

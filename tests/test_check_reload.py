@@ -106,6 +106,8 @@ def test_what_does_not_come_back_is_named(runs, tmp_path):
     binary = stages / "03_quantize" / "openvino_model.bin"
     binary.write_bytes(bytes(len(binary.read_bytes())))
 
+    shutil.rmtree(copy / "model")
+
     done, found = check(copy, output=tmp_path / "reload.json")
     assert done.returncode == 1
     failed = {(stage, name) for (_, stage), checks in found.items() for name in checks if not checks[name]["passed"]}
@@ -114,12 +116,14 @@ def test_what_does_not_come_back_is_named(runs, tmp_path):
         ("01_prune", "predictions"),
         ("02_factorize", "predictions"),
         ("03_quantize", "predictions"),
+        ("model", "predictions"),
     }
     lines = {line.split(" | ")[0]: line for line in done.stdout.splitlines()}
-    assert {name for name, line in lines.items() if "FAILED" in line} == {f"| altered/{stage}" for stage in TEXT[:4]}
+    assert {name for name, line in lines.items() if "FAILED" in line} == {f"| altered/{stage}" for stage in TEXT}
     assert "although its structure was changed" in found["altered", "00_baseline"]["without hf_compress"]["detail"]
     assert "other last bits" in found["altered", "01_prune"]["predictions"]["detail"]
     assert found["altered", "02_factorize"]["predictions"]["detail"].startswith("not loaded")
+    assert "model is not there" in found["altered", "model"]["predictions"]["detail"]
 
 
 def test_close_is_enough_for_exported_models_only_and_is_said():
@@ -143,7 +147,9 @@ def test_predictions_with_other_last_bits():
         assert finding.passed and "other last bits; metrics equal" in finding.detail
     for found in (evaluation(0.75, "b", 1.0), evaluation(0.5, "b", 1.1)):
         assert not compare_predictions(found, record, exact=False).passed
-    assert "no predictions" in compare_predictions(record, {"metrics": record["metrics"]}, exact=False).detail
+    for accuracy, words in ((0.5, "metrics equal"), (0.75, "instead of")):  # of a run that kept no predictions
+        finding = compare_predictions(record, {"metrics": {"accuracy": accuracy}}, exact=False)
+        assert not finding.passed and "no predictions" in finding.detail and words in finding.detail
 
 
 def test_an_unfinished_run_is_refused(tmp_path):

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from hf_compress.report import stage_table
+from hf_compress.results import load_results
 
-README = Path(__file__).parents[1] / "README.md"
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
 
 
@@ -25,3 +30,20 @@ def test_the_code_of_the_readme_runs(code, tmp_path, monkeypatch):
 
 def test_the_readme_shows_python():
     assert BLOCKS
+
+
+def test_every_row_of_results_in_the_readme_is_one_of_committed_results():
+    committed = {
+        line
+        for path in (ROOT / "model_cards").rglob("results.json")
+        if "stages" in json.loads(path.read_text())
+        for line in stage_table(load_results(path)).splitlines()
+    }
+    rows = [line for line in README.read_text().splitlines() if re.match(r"\| \d\d_", line)]
+    assert rows and not [row for row in rows if row not in committed]
+
+
+@pytest.mark.parametrize("text", [README, *sorted((ROOT / "model_cards").rglob("*.md"))], ids=str)
+def test_every_link_to_a_file_leads_somewhere(text):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text.read_text()):
+        assert (text.parent / target).exists(), target

@@ -1,4 +1,4 @@
-"""The command line: `hf-compress run | push | journal | methods`."""
+"""The command line: `hf-compress run | study | report | push | journal | methods`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-compress", description="Compress Transformers and timm models.")
     parser.add_argument("--verbose", action="store_true", help="also show what the libraries log")
-    verbs = parser.add_subparsers(required=True, metavar="run | push | journal | methods")
+    verbs = parser.add_subparsers(required=True, metavar="run | study | report | push | journal | methods")
 
     run = verbs.add_parser("run", help="run a recipe, or finish one that was stopped")
     run.add_argument("recipe", help="a YAML file")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="such as steps.1.target.macs=0.5")
     run.add_argument("--push_to_hub", action="store_true", help="upload model, card and results at the end")
     run.set_defaults(verb=_run)
+
+    study = verbs.add_parser("study", help="run what is missing of a study: many recipes, stages in common made once")
+    study.add_argument("study", help="a YAML file")
+    study.add_argument("overrides", nargs="*", metavar="key=value", help="such as seeds=[0] or base.threads=1")
+    study.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    study.set_defaults(verb=_study)
+
+    report = verbs.add_parser("report", help="one table of many runs: mean and spread over seeds")
+    report.add_argument("paths", nargs="+", type=Path, help="run folders, or folders of them such as a study's")
+    report.add_argument("--output", type=Path, help="also write comparison.md and comparison.csv into this folder")
+    report.set_defaults(verb=_report)
 
     push = verbs.add_parser("push", help="upload the model, card and results of a finished run")
     push.add_argument("run", type=Path, help="a run folder")
@@ -71,6 +82,37 @@ def _run(options) -> None:
     if options.push_to_hub:
         overrides.append("hub.push=true")
     run(options.recipe, overrides)
+
+
+def _study(options) -> None:
+    from . import load_methods
+    from .study import load_study
+    from .study_runner import run_study
+
+    load_methods()
+    study = run_study(load_study(options.study, options.overrides), jobs=options.jobs)
+    failed = [run for run in study["runs"] if run["status"] != "done"]
+    for run in failed:
+        print(f"{run['folder']}: {run.get('error', run['status'])}", file=sys.stderr)
+    if failed:
+        raise CompressionError(f"{len(failed)} of {len(study['runs'])} runs failed; the others are done.")
+
+
+def _report(options) -> None:
+    from .report.runs import comparison_csv, comparison_table, read_runs, rows
+    from .storage import write_text
+
+    records, problems = read_runs(options.paths)
+    for problem in problems.values():
+        print(f"left out: {problem}", file=sys.stderr)
+    if not records:
+        raise CompressionError("There is no finished run in these folders.")
+    table = rows(records)
+    print(comparison_table(table))
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_text(options.output / "comparison.md", comparison_table(table))
+        write_text(options.output / "comparison.csv", comparison_csv(table))
 
 
 def _push(options) -> None:
@@ -117,3 +159,7 @@ def _set_up_logging(verbose: bool) -> None:
     if not verbose:
         for name in ("nncf", "openvino", "optimum", "httpx", "transformers", "datasets"):
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,24 +26,23 @@ class Journal:
     Args:
         path (`str` or `os.PathLike`): the file, `journal.jsonl` in a run folder.
         enabled (`bool`, *optional*, defaults to `True`): `False` on the processes that must not write.
+
+    Attributes:
+        copy (`Path`, *optional*): a second file that gets every line too, while it is set.
     """
 
     def __init__(self, path: str | os.PathLike, enabled: bool = True):
         self.path = Path(path)
         self.enabled = enabled
+        self.copy: Path | None = None
 
     def append(self, **event) -> None:
         """Add one event; `time` is filled in."""
         if not self.enabled:
             return
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event}, ensure_ascii=False)
-        with open(self.path, "ab+") as file:
-            # A line that a killed process left unfinished must not swallow this one.
-            if file.tell() and not _ends_with_newline(file):
-                line = "\n" + line
-            file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        for path in filter(None, (self.path, self.copy)):
+            _append(path, line)
 
     @contextmanager
     def operation(self, operation: str, stage: str | None = None, **notes) -> Iterator[dict]:
@@ -146,6 +145,16 @@ def reset_peak_memory() -> None:
 def _cpu_seconds() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def _append(path: Path, line: str) -> None:
+    with open(path, "ab+") as file:
+        # A line that a killed process left unfinished must not swallow this one.
+        if file.tell() and not _ends_with_newline(file):
+            line = "\n" + line
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _ends_with_newline(file) -> bool:

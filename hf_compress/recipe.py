@@ -197,17 +197,38 @@ def load_recipe(source: str | Path | dict | Recipe, overrides: Sequence[str] = (
     if isinstance(source, dict):
         value = json.loads(json.dumps(source))  # a copy, and proof that it is plain
     else:
-        try:
-            value = yaml.load(Path(source).read_text(encoding="utf-8"), _StrictLoader)
-        except FileNotFoundError:
-            raise RecipeError(f"{source}: there is no such file.") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{source}: cannot be read ({error}).") from None
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{source}: is not valid YAML: {error}") from None
-    for override in overrides:
-        _apply_override(value, override)
+        value = read_yaml(source)
+    apply_overrides(value, overrides)
     return Recipe.from_dict(value)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds: plain values only, no key twice.
+
+    Raises:
+        `RecipeError`: if the file is missing, cannot be read, or is not YAML.
+    """
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: there is no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: is not valid YAML: {error}") from None
+
+
+def apply_overrides(value: Any, overrides: Sequence[str]) -> None:
+    """Set what texts such as `steps.1.target.macs=0.5` say in the mapping `value`, in place."""
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise RecipeError(f"override {override!r}: write it as key=value, such as steps.1.target.macs=0.5.")
+        try:
+            new = yaml.load(text, _StrictLoader)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"override {override!r}: the value is not valid YAML: {error}") from None
+        set_value(value, key, new)
 
 
 def _read_step(value: Any, path: str) -> Step:
@@ -315,14 +336,8 @@ def check_order(steps: Sequence[Step]) -> None:
         factorized |= step.technique == "factorize"
 
 
-def _apply_override(value: Any, override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise RecipeError(f"override {override!r}: write it as key=value, such as steps.1.target.macs=0.5.")
-    try:
-        new = yaml.load(text, _StrictLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not valid YAML: {error}") from None
+def set_value(value: Any, key: str, new: Any) -> None:
+    """Set what stands at a path such as `steps.1.target.macs` in the mapping `value`, in place."""
     # error messages name steps.1.prune.target, so that spelling is accepted beside steps.1.target
     *parents, last = re.sub(rf"^(steps\.\d+)\.({'|'.join(TECHNIQUES)})\.", r"\1.", key).split(".")
     place = value
@@ -335,9 +350,9 @@ def _apply_override(value: Any, override: str) -> None:
                 place[part] = {}
             place = place[part]
         else:
-            raise RecipeError(f"override {override!r}: {path} is no mapping.")
+            raise RecipeError(f"override {key}: {path} is no mapping.")
     if not isinstance(place, dict):
-        raise RecipeError(f"override {override!r}: {'.'.join(parents)} is no mapping.")
+        raise RecipeError(f"override {key}: {'.'.join(parents) or 'the whole'} is no mapping.")
     place[last] = new
 
 

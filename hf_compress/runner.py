@@ -15,7 +15,8 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,8 +34,9 @@ from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
 from .report import print_stages, write_report
 from .results import new_results, save_results
-from .stages import copy_model, load_stage, measure_stage, save_stage, stage_seconds
+from .stages import JOURNAL, copy_model, load_stage, measure_stage, save_stage, stage_seconds
 from .storage import NO_ROOM, explain_full_disk, read_json, whole_folder, write_json, write_text
+from .store import StageStore, stage_key
 from .structure import track
 from .tasks import Task, load_task
 from .training import Context, StepReport, apply_method
@@ -104,15 +106,18 @@ def run(recipe: str | Path | dict | Recipe, overrides: Sequence[str] = ()) -> Ru
 
 
 class Runner:
-    """One execution of a recipe; `run` is its only verb."""
+    """One execution of a recipe; `run` is its only verb.
 
-    def __init__(self, recipe: Recipe):
+    Args:
+        recipe ([`Recipe`]): what to do.
+        store ([`StageStore`], *optional*): where stages lie that other runs have made, and where its own are kept for
+            them.
+    """
+
+    def __init__(self, recipe: Recipe, store: StageStore | None = None):
+        self.store = store
         self.state = PartialState(cpu=not _has_accelerator(), timeout=timedelta(hours=24))
-        threads = recipe.threads or max(1, (os.cpu_count() or 1) // self.state.num_processes)
-        recipe.threads = threads
-        # bf16 or not is part of what a result means, so it is settled here and kept in the resolved recipe
-        recipe.training.setdefault("bf16", has_fast_bf16())
-        self.recipe = recipe
+        self.recipe = recipe = resolved(recipe, self.state.num_processes)
         self.output_dir = Path(recipe.output_dir).expanduser()
         self.journal = Journal(self.output_dir / "journal.jsonl", enabled=self.state.is_main_process)
         self.stages = plan(recipe)
@@ -143,7 +148,7 @@ class Runner:
         for index, stage in enumerate(self.stages):
             if not self._folder(index).is_dir():
                 logger.info("Stage %s (%d of %d)", stage.name, index + 1, len(self.stages))
-                self._produce(index, stage)
+                self._obtain(index, stage)
             self.state.wait_for_everyone()
         results = self._finish() if self.state.is_main_process else {}
         self.state.wait_for_everyone()
@@ -173,9 +178,45 @@ class Runner:
     def _baseline_index(self) -> int:
         return next(index for index, stage in enumerate(self.stages) if stage.name.endswith("_baseline"))
 
-    def _produce(self, index: int, stage: PlannedStage) -> None:
-        work = self.output_dir / "stages" / ".work" / stage.name
+    def _obtain(self, index: int, stage: PlannedStage) -> None:
+        """Make the stage, or take it from the store, where it is made at the first time of asking."""
+        if self.store is None:
+            self._produce(index, stage, self.output_dir / "stages" / ".work" / stage.name, self._folder(index))
+            return
+        key = stage_key(self._history(index))
+        with self.store.lock(key) if self.state.is_main_process else nullcontext():
+            self.state.wait_for_everyone()  # all look while the first process holds the lock, and before it goes on
+            shared = self.store.has(key)
+            self.state.wait_for_everyone()
+            if not shared:
+                self._produce(index, stage, self.store.work(key), self.store.folder(key))
+            if self.state.is_main_process:
+                self.store.take(key, self._folder(index))
+                if shared:
+                    self.journal.append(operation="shared", stage=stage.name, status="done", notes={"key": key})
+
+    def _history(self, index: int) -> dict:
+        """What the stage was made from, and what it was measured at: stages with the same history are the same."""
+        plain = self.recipe.to_dict()
+        steps = [None if stage.step is None else stage.step.to_dict() for stage in self.stages[: index + 1]]
+        sources = [stage.source for stage in self.stages[: index + 1]]
+        return {
+            **{key: plain[key] for key in ("task", "model", "training", "measure", "seed", "threads")},
+            "names": [stage.name for stage in self.stages[: index + 1]],
+            "sources": [self._teacher() if source == "teacher" else source for source in sources],
+            "steps": steps,
+        }
+
+    def _teacher(self) -> str:
+        """The teacher of a recipe that only distills into another student."""
+        return next(s.step.options.teacher for s in self.stages if s.step and s.step.technique == "distill")
+
+    def _produce(self, index: int, stage: PlannedStage, work: Path, target: Path) -> None:
+        """Make and measure the stage in `work`; it takes the name `target` when it is complete."""
         folder = work / "model"
+        if self.state.is_main_process:
+            work.mkdir(parents=True, exist_ok=True)
+            self.journal.copy = work / JOURNAL
         if not folder.is_dir():
             self._make(index, stage, work)
         if not self.state.is_main_process:
@@ -190,7 +231,10 @@ class Runner:
             journal=self.journal,
         )
         write_json(folder / "measurement.json", record)
-        os.replace(folder, self._folder(index))
+        self.journal.copy = None
+        shutil.copyfile(work / JOURNAL, folder / JOURNAL)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder, target)
         shutil.rmtree(work, ignore_errors=True)
 
     def _make(self, index: int, stage: PlannedStage, work: Path) -> None:
@@ -276,8 +320,7 @@ class Runner:
         if stage.source == "previous":
             return load_stage(self._folder(index - 1), self.task)
         if stage.source == "teacher":
-            teacher = next(s.step.options.teacher for s in self.stages if s.step and s.step.technique == "distill")
-            return load_model(teacher, task=self.task)
+            return load_model(self._teacher(), task=self.task)
         spec = self.recipe.model
         return load_model(
             spec.name_or_path,
@@ -296,7 +339,7 @@ class Runner:
         for index, stage in enumerate(self.stages):
             record = read_json(self._folder(index) / "measurement.json")
             record.pop("cost")
-            record["seconds"] = stage_seconds(self.journal, stage.name)
+            record["seconds"] = stage_seconds(self._folder(index), stage.name)
             results["stages"].append(record)
         save_results(results, self.output_dir / "results.json")
         with whole_folder(self.output_dir / "model") as aside:
@@ -321,6 +364,12 @@ def task_facts(task: Task) -> dict:
         "hub_config": task.hub_config,
         "eval_split": task.eval_splits[0],
     }
+
+
+def resolved(recipe: Recipe, processes: int = 1) -> Recipe:
+    """`recipe` with what depends on the machine settled: threads, and bf16 or not, which is part of what it means."""
+    threads = recipe.threads or max(1, (os.cpu_count() or 1) // processes)
+    return replace(recipe, threads=threads, training={"bf16": has_fast_bf16(), **recipe.training})
 
 
 def _has_accelerator() -> bool:

@@ -21,7 +21,8 @@ from .tasks import Task, TaskData
 
 
 # what stands in a stage's folder beside the model
-RECORDS = ("report.json", "measurement.json")
+JOURNAL = "journal.jsonl"  # of this stage alone, whoever worked on it
+RECORDS = ("report.json", "measurement.json", JOURNAL)
 # part of what a fingerprint of predictions means: sums in another batch differ in their last bits
 EVALUATION_BATCH = {"image": 250, "text": 32}
 
@@ -124,9 +125,9 @@ def measure_stage(
     }
 
 
-def stage_seconds(journal: Journal, stage: str) -> dict[str, float]:
-    """Seconds of a stage by operation, over all the processes that worked on it, and their `total`."""
-    seconds = {name: round(value, 3) for name, value in journal.seconds(stage).items()}
+def stage_seconds(folder: Path, stage: str) -> dict[str, float]:
+    """Seconds of the stage in `folder` by operation, over all processes that worked on it, and their `total`."""
+    seconds = {name: round(value, 3) for name, value in Journal(folder / JOURNAL).seconds(stage).items()}
     return {"total": round(sum(seconds.values()), 3), **seconds}
 
 

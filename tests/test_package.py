@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_compress"
 # each group imports only from itself, where it is not a technique, and from those before it
 GROUPS = [
-    {"errors", "registry", "fields", "storage", "results", "journal", "locate"},
-    {"recipe", "tasks", "models", "metrics"},
+    {"errors", "registry", "fields", "storage", "results", "journal", "locate", "store"},
+    {"recipe", "study", "tasks", "models", "metrics"},
     {"structure", "measurement", "allocate"},
     {"training"},
     {"pruning", "lowrank", "distillation", "quantization"},
     {"report", "publish"},
-    {"stages", "runner", "reload"},
+    {"stages", "runner", "reload", "study_runner"},
     {"cli"},
 ]
 RANKS = {name: rank for rank, group in enumerate(GROUPS) for name in group}

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from small_runs import image_recipe
+
+import hf_compress as hc
+from hf_compress.cli import main
+from hf_compress.errors import RecipeError
+from hf_compress.study import load_study
+
+
+PRUNE = {"prune": {"method": "magnitude", "target": {"macs": 0.6}}}
+DISTILL = {"distill": {"teacher": "baseline"}}
+SVD = {"factorize": {"method": "svd", "target": {"params": 0.5}}}
+
+
+def study_file(folder: Path, variants: dict, **changes) -> Path:
+    base = image_recipe(folder, [{"finetune": {}}])
+    content = {"name": "small", "output_dir": str(folder / "study"), "base": base, "variants": variants, **changes}
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def stages(folder: Path) -> list[tuple]:
+    """What must not depend on who made a stage."""
+    results = json.loads((folder / "results.json").read_text())
+    return [(stage["name"], stage["metrics"], stage["predictions"]) for stage in results["stages"]]
+
+
+def test_a_study_expands_into_recipes(tmp_path):
+    hc.load_methods()
+    variants = {
+        "dense": None,
+        "prune": {"add": [PRUNE], "grid": {"steps.1.target.macs": [0.7, 0.5]}},
+        "both": {
+            "add": [PRUNE, SVD, DISTILL],
+            "orders": [["finetune", "prune", "factorize", "distill"], ["finetune", "prune", "distill", "factorize"]],
+        },
+        "other": {"steps": [PRUNE], "set": {"model.from_config": False, "training.learning_rate": 0.5}},
+    }
+    study = load_study(study_file(tmp_path, variants, seeds=[0, 3]))
+    assert study.variants == [
+        "dense",
+        "prune-macs0.7",
+        "prune-macs0.5",
+        "both-finetune-prune-factorize-distill",
+        "both-finetune-prune-distill-factorize",
+        "other",
+    ]
+    runs = {run.name: run.recipe for run in study.runs}
+    assert len(runs) == 12
+    assert runs["prune-macs0.5/seed3"].steps[1].target.fraction == 0.5 and runs["prune-macs0.5/seed3"].seed == 3
+    assert [step.technique for step in runs["both-finetune-prune-distill-factorize/seed0"].steps][2] == "distill"
+    assert not runs["other/seed0"].model.from_config and runs["other/seed0"].training["learning_rate"] == 0.5
+    assert runs["dense/seed0"].output_dir == str(tmp_path / "study" / "runs" / "dense" / "seed0")
+
+
+def test_the_study_of_the_readme_is_valid(tmp_path):
+    hc.load_methods()
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = [block for block in re.findall(r"```yaml\n(.*?)```", readme, re.S) if "variants:" in block]
+    (tmp_path / "study.yaml").write_text(code)
+    assert load_study(tmp_path / "study.yaml").variants == ["prune-macs0.7", "prune-macs0.5", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("variants", "changes", "message"),
+    [
+        ({}, {}, "study.variants: got none"),
+        ({"a": {"ad": []}}, {}, "variants.a.ad: unknown key.*did you mean 'add'"),
+        ({"a/b": None}, {}, "variants.a/b"),
+        ({"a": None}, {"seeds": []}, "study.seeds"),
+        ({"a": None}, {"seeds": [1, 1]}, "study.seeds"),
+        ({"a": None}, {"base": 3}, "study.base"),
+        ({"a": {"add": [PRUNE], "orders": [["prune"]]}}, {}, "variants.a.orders.*finetune, prune"),
+        ({"a": {"add": [SVD, PRUNE]}}, {}, "variants.a.*put prune before factorize"),
+        ({"a": {"add": [PRUNE], "grid": {"steps.7.target.macs": [0.5]}}}, {}, "steps 0 to 1"),
+        ({"a-macs0.5": None, "a": {"add": [PRUNE], "grid": {"steps.1.target.macs": [0.5]}}}, {}, "two variants"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(tmp_path, variants, changes, message):
+    hc.load_methods()
+    with pytest.raises(RecipeError, match=message):
+        load_study(study_file(tmp_path, variants, **changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    variants = {
+        "prune": {"add": [PRUNE]},
+        "impossible": {"add": [{"prune": {"method": "magnitude", "target": {"macs": 0.0001}}}]},
+        "more": {"add": [PRUNE, DISTILL]},
+    }
+    path = study_file(folder, variants)
+    assert main(["study", str(path)]) == 2, "one of the runs cannot be done"
+    return path, folder / "study"
+
+
+def test_stages_in_common_are_made_once_and_a_failure_is_kept(finished, tmp_path):
+    _, folder = finished
+    statuses = {run["variant"]: run for run in json.loads((folder / "study.json").read_text())["runs"]}
+    assert [run["status"] for run in statuses.values()] == ["done", "failed", "done"]
+    assert "reach" in statuses["impossible"]["error"]
+    runs = {variant: folder / run["folder"] for variant, run in statuses.items()}
+    for stage in ("00_baseline", "01_prune"):
+        files = [runs[name] / "stages" / stage / "model.safetensors" for name in ("prune", "more")]
+        assert os.path.samefile(*files)
+    assert len([path for path in (folder / "stages").iterdir() if path.name[0] != "."]) == 3
+    assert '"operation": "shared"' in (runs["more"] / "journal.jsonl").read_text()
+    seconds = json.loads((runs["more"] / "results.json").read_text())["stages"][0]["seconds"]
+    assert seconds["train"] > 0, "a shared stage costs what it cost whoever made it"
+    # as it would be alone
+    alone = hc.run(image_recipe(tmp_path / "alone", [{"finetune": {}}, PRUNE, DISTILL]))
+    assert stages(alone.output_dir) == stages(runs["more"])
+
+
+def test_the_same_command_does_only_what_is_missing(finished):
+    path, folder = finished
+    before = {file: file.stat().st_mtime_ns for file in (folder / "stages").rglob("model.safetensors")}
+    content = yaml.safe_load(path.read_text())
+    content["variants"]["impossible"] = {"add": [SVD]}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert main(["study", str(path), "--jobs", "2"]) == 0
+    after = {file: file.stat().st_mtime_ns for file in (folder / "stages").rglob("model.safetensors")}
+    assert before.items() <= after.items() and len(after) == len(before) + 1
+
+
+def test_a_killed_study_goes_on_and_repeats_no_stage(tmp_path):
+    path = study_file(tmp_path, {"prune": {"add": [PRUNE]}, "more": {"add": [PRUNE, DISTILL]}})
+    command = [sys.executable, "-m", "hf_compress.cli", "study", str(path)]
+    process = subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    store = tmp_path / "study" / "stages"
+    deadline = time.monotonic() + 300
+    while not list(store.glob("[0-9a-f]*/model.safetensors")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    made = {file: file.stat().st_mtime_ns for file in store.glob("[0-9a-f]*/model.safetensors")}
+    assert main(["study", str(path)]) == 0
+    assert made.items() <= {file: file.stat().st_mtime_ns for file in store.glob("*/model.safetensors")}.items()
+    alone = hc.run(image_recipe(tmp_path / "alone", [{"finetune": {}}, PRUNE, DISTILL]))
+    assert stages(alone.output_dir) == stages(tmp_path / "study" / "runs" / "more" / "seed0")

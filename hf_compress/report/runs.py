@@ -1,0 +1,240 @@
+"""Many runs as one table: read whatever run folders there are, group them over seeds, say mean and spread."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import CompressionError
+from ..results import load_results
+from .tables import MISSING, baseline_stage, human_bytes, human_count, main_metric, markdown_table, served_latency
+
+
+OPERATIONS = ("train", "calibrate", "surgery", "evaluate", "measure", "save")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run: its folder and the content of its `results.json`."""
+
+    folder: Path
+    results: dict
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Mean and spread (the standard deviation of the sample) of one number over seeds; no spread of one seed."""
+
+    mean: float
+    spread: float | None = None
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Figure | None:
+        values = [value for value in values if value is not None]
+        if not values:
+            return None
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    def show(self, form: Callable[[float], str]) -> str:
+        return form(self.mean) if self.spread is None else f"{form(self.mean)} ± {form(self.spread)}"
+
+
+@dataclass
+class Row:
+    """One stage of one recipe, over all seeds it was run with.
+
+    Attributes:
+        task (`str`), run (`str`), stage (`str`): where it stands.
+        techniques (`str`): the steps up to here, such as "prune → distill".
+        seeds (`list[int]`): in order.
+        last (`bool`): whether it is the recipe's result, and not a stage on the way.
+        figures (`dict[str, Figure | None]`): by the names of `FIGURES`, and `seconds/<operation>`.
+        served (`str`): runtime, precision and batch of the latency.
+    """
+
+    task: str
+    run: str
+    stage: str
+    techniques: str
+    seeds: list[int]
+    last: bool
+    metric: str
+    served: str
+    figures: dict[str, Figure | None] = field(default_factory=dict)
+
+
+FIGURES = (
+    "metric",
+    "delta",
+    "params",
+    "params_ratio",
+    "macs",
+    "macs_ratio",
+    "size_bytes",
+    "size_ratio",
+    "p50",
+    "p90",
+    "speedup_torch",
+    "speedup_same_runtime",
+    "speedup_bf16",
+    "seconds",
+    "seconds_to_here",
+)
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """The run folders in and under `paths`, sorted: whatever holds a `results.json` and is no model folder."""
+    found = set()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise CompressionError(f"{path}: there is no such folder; give run folders, or folders of them.")
+        files = [path] if path.is_file() else path.rglob("results.json")
+        found |= {file.parent for file in files if file.parent.name != "model"}
+    return sorted(found)
+
+
+def read_runs(paths: Iterable[str | Path]) -> tuple[list[RunRecord], dict[str, str]]:
+    """Read all runs under `paths`.
+
+    Returns:
+        `tuple[list[RunRecord], dict[str, str]]`: what could be read, and for every folder that could not, why.
+    """
+    records, problems = [], {}
+    for folder in find_runs(paths):
+        try:
+            records.append(RunRecord(folder, _complete(load_results(folder), folder)))
+        except CompressionError as error:
+            problems[str(folder)] = str(error)
+    return records, problems
+
+
+def _complete(results: dict, folder: Path) -> dict:
+    """Refuse what was edited by hand until no table can be made of it."""
+    try:
+        main_metric(results)
+        for stage in results["stages"]:
+            float(stage["params"]), float(stage["macs"]), float(stage["size_bytes"])
+            {name: float(value) for name, value in stage["metrics"].items()}
+            served_latency(stage)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise CompressionError(f"{folder}: results.json was edited or written by another program: {error!r}") from None
+    if not results["stages"]:
+        raise CompressionError(f"{folder}: results.json has no stage.")
+    return results
+
+
+def rows(records: Sequence[RunRecord]) -> list[Row]:
+    """A row a stage and recipe, over its seeds, in the order of the records."""
+    groups: dict[tuple, list[tuple[RunRecord, int]]] = {}
+    for record in records:
+        task = record.results["task"]["name"]
+        for index, stage in enumerate(record.results["stages"]):
+            key = (task, str(record.results.get("name")), index, stage["name"])
+            groups.setdefault(key, []).append((record, index))
+    return [_row(key, members) for key, members in groups.items()]
+
+
+def _row(key: tuple, members: list[tuple[RunRecord, int]]) -> Row:
+    task, run, index, stage_name = key
+    found = [_figures(record.results, index) for record, _ in members]
+    first = members[0][0].results
+    stages = first["stages"]
+    served = served_latency(stages[index])
+    names = dict.fromkeys(name for figures in found for name in figures)
+    return Row(
+        task=task,
+        run=run,
+        stage=stage_name,
+        techniques=" → ".join(s["technique"] for s in stages[: index + 1] if s["technique"] != "none") or "dense",
+        seeds=sorted(record.results.get("seed", 0) for record, _ in members),
+        last=index == len(stages) - 1,
+        metric=main_metric(first),
+        served="" if served is None else f"{served.runtime} {served.precision}, batch {served.batch}",
+        figures={name: Figure.of(figures.get(name) for figures in found) for name in names},
+    )
+
+
+def _figures(results: dict, index: int) -> dict[str, float | None]:
+    stage, dense = results["stages"][index], baseline_stage(results)
+    metric = main_metric(results)
+    served = served_latency(stage)
+    value = stage["metrics"].get(metric)
+    reference = dense["metrics"].get(metric) if dense else None
+    seconds = [entry.get("seconds", {}).get("total", 0.0) for entry in results["stages"][: index + 1]]
+    figures = {
+        "metric": value,
+        "delta": None if None in (value, reference) else value - reference,
+        **{key: stage[key] for key in ("params", "macs", "size_bytes")},
+        **{
+            f"{key.removesuffix('_bytes')}_ratio": stage[key] / dense[key] if dense and dense.get(key) else None
+            for key in ("params", "macs", "size_bytes")
+        },
+        **{
+            key: getattr(served, key, None)
+            for key in ("p50", "p90", "speedup_torch", "speedup_same_runtime", "speedup_bf16")
+        },
+        "seconds": seconds[-1],
+        "seconds_to_here": sum(seconds),
+    }
+    return figures | {f"seconds/{name}": stage.get("seconds", {}).get(name, 0.0) for name in OPERATIONS}
+
+
+def comparison_table(table: Sequence[Row]) -> str:
+    """The rows as Markdown; mean ± standard deviation where there are several seeds."""
+    metric = table[0].metric if table and len({row.metric for row in table}) == 1 else "metric"
+    header = ["run", "stage", "steps", "seeds", metric, "Δ", "params", "MACs", "size", "latency p50 / p90"]
+    header += ["vs PyTorch fp32", "vs same runtime", "vs its bf16", "seconds", "to here"]
+    return markdown_table(header, [_cells(row) for row in table])
+
+
+def _cells(row: Row) -> list[str]:
+    def show(name: str, form: Callable[[float], str]) -> str:
+        figure = row.figures.get(name)
+        return MISSING if figure is None else figure.show(form)
+
+    def sized(name: str, ratio: str, form: Callable[[float], str]) -> str:
+        share = row.figures.get(ratio)
+        return show(name, form) + ("" if share is None else f" ({100 * share.mean:.0f} %)")
+
+    latency = MISSING
+    if row.figures.get("p50"):
+        latency = f"{show('p50', _milliseconds)} / {show('p90', _milliseconds)} ms ({row.served})"
+    return [
+        row.run,
+        row.stage,
+        row.techniques,
+        str(len(row.seeds)),
+        show("metric", "{:.4f}".format),
+        show("delta", "{:+.4f}".format).replace("± +", "± "),
+        sized("params", "params_ratio", human_count),
+        sized("macs", "macs_ratio", human_count),
+        sized("size_bytes", "size_ratio", human_bytes),
+        latency,
+        *(show(name, "{:.2f}x".format) for name in ("speedup_torch", "speedup_same_runtime", "speedup_bf16")),
+        show("seconds", "{:.0f}".format),
+        show("seconds_to_here", "{:.0f}".format),
+    ]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f}"
+
+
+def comparison_csv(table: Sequence[Row]) -> str:
+    """All figures of the rows as CSV, `<figure>` and `<figure>_std`; empty where there is none."""
+    names = [*FIGURES, *(f"seconds/{name}" for name in OPERATIONS)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    fixed = ("task", "run", "stage", "techniques", "served")
+    writer.writerow([*fixed, "seeds", "last", *(part for name in names for part in (name, f"{name}_std"))])
+    for row in table:
+        cells = [getattr(row, name) for name in fixed] + [" ".join(map(str, row.seeds)), int(row.last)]
+        for name in names:
+            figure = row.figures.get(name)
+            cells += ["", ""] if figure is None else [figure.mean, "" if figure.spread is None else figure.spread]
+        writer.writerow(cells)
+    return text.getvalue()

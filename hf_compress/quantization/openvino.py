@@ -41,8 +41,9 @@ class OpenVinoOptions:
 
     Args:
         scheme (`str`, *optional*, defaults to `"static_int8"`): int8 weights and activations, with ranges from
-            calibration examples ("static_int8"); int8 weights computed in float, which needs no data and makes the
-            file small ("weight_only_int8"); float32 weights, to run in f32 or bf16 ("none").
+            calibration examples ("static_int8"); int8 weights alone, which needs no data and makes the file small
+            ("weight_only_int8"; where the CPU has VNNI, OpenVINO makes the inputs int8 on the fly); float32
+            weights, to run in f32 or bf16 ("none").
         calibration_samples (`int`, *optional*, defaults to 300): training examples for static int8.
         exclude (`list[str]`, *optional*): patterns (`*`, `?`) for names of modules that stay in float, with all in
             them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .tables import baseline_stage, main_metric, served_latency
+from .tables import OPERATIONS, baseline_stage, main_metric, served_latency
 
 
 STYLE = {
@@ -15,7 +15,6 @@ STYLE = {
     "grid.alpha": 0.3,
     "font.size": 10,
 }
-OPERATIONS = ("train", "calibrate", "surgery", "evaluate", "measure", "save")
 
 
 def plot_all(results: dict, folder: str | Path) -> list[Path]:

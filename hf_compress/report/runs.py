@@ -11,10 +11,16 @@ from pathlib import Path
 
 from ..errors import CompressionError
 from ..results import load_results
-from .tables import MISSING, baseline_stage, human_bytes, human_count, main_metric, markdown_table, served_latency
-
-
-OPERATIONS = ("train", "calibrate", "surgery", "evaluate", "measure", "save")
+from .tables import (
+    MISSING,
+    OPERATIONS,
+    baseline_stage,
+    human_bytes,
+    human_count,
+    main_metric,
+    markdown_table,
+    served_latency,
+)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from ..results import latency_row
 
 
 MISSING = "–"
+OPERATIONS = ("train", "calibrate", "surgery", "evaluate", "measure", "save")
 COLUMNS = (
     "stage",
     "metric",
@@ -138,7 +139,7 @@ def latency_table(results: dict) -> str:
 
 def seconds_table(results: dict) -> str:
     """Seconds by operation and stage as a Markdown table."""
-    kinds = ("train", "calibrate", "surgery", "evaluate", "measure", "save", "total")
+    kinds = (*OPERATIONS, "total")
     rows = [
         [stage["name"], *(f"{stage.get('seconds', {}).get(kind, 0.0):.1f}" for kind in kinds)]
         for stage in results["stages"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import CompressionError
-from .journal import HUMAN_KINDS, Journal
+from .journal import HUMAN_KINDS, JOURNAL, Journal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,14 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     journal = verbs.add_parser("journal", help="the time of every operation, by machine and by hand")
     journal_verbs = journal.add_subparsers(required=True, metavar="add | show")
     add = journal_verbs.add_parser("add", help="add time that a person spent")
-    add.add_argument("run", type=Path, help="a run folder")
+    add.add_argument("run", type=Path, help="the folder of a run or of a study")
     add.add_argument("--minutes", type=float, required=True)
     add.add_argument("--kind", choices=HUMAN_KINDS, required=True)
-    add.add_argument("--technique", help="such as pruning")
+    add.add_argument("--technique", help="what it was spent on, such as pruning")
     add.add_argument("--note", default="")
     add.set_defaults(verb=_journal_add)
     show = journal_verbs.add_parser("show", help="print the journal")
-    show.add_argument("run", type=Path, help="a run folder")
+    show.add_argument("run", type=Path, help="the folder of a run or of a study")
     show.set_defaults(verb=_journal_show)
 
     methods = verbs.add_parser("methods", help="the methods and what they need")
@@ -122,10 +122,11 @@ def _push(options) -> None:
 
 
 def _run_journal(folder: Path) -> Journal:
-    journal = Journal(folder / "journal.jsonl")
-    if not journal.path.exists():
-        raise CompressionError(f"{folder} is no run folder: it has no journal.jsonl.")
-    return journal
+    if not (folder / JOURNAL).exists() and not (folder / "study.json").exists():
+        raise CompressionError(
+            f"{folder} is the folder of no run and no study: it has no {JOURNAL} and no study.json."
+        )
+    return Journal(folder / JOURNAL)
 
 
 def _journal_add(options) -> None:

@@ -15,9 +15,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .errors import CompressionError
+from .registry import TECHNIQUES, nearest
 
 
+JOURNAL = "journal.jsonl"  # its name in the folder of a run, of a stage and of a study
 HUMAN_KINDS = ("reading", "coding", "running", "writing", "other")
+NOUNS = {  # how people call the techniques of a recipe
+    "fine-tuning": "finetune",
+    "finetuning": "finetune",
+    "pruning": "prune",
+    "factorization": "factorize",
+    "low-rank": "factorize",
+    "distillation": "distill",
+    "quantization": "quantize",
+}
 
 
 class Journal:
@@ -70,11 +81,21 @@ class Journal:
         Args:
             minutes (`float`): more than 0.
             kind (`str`): one of `HUMAN_KINDS`.
+            technique (`str`, *optional*): what it was spent on, "prune" or "pruning" and so on.
+
+        Raises:
+            `CompressionError`: for minutes that are no time, and for another kind or technique.
         """
-        if not minutes > 0:
+        if not 0 < minutes < float("inf"):
             raise CompressionError(f"minutes: got {minutes!r}; give a number of minutes above 0.")
         if kind not in HUMAN_KINDS:
             raise CompressionError(f"kind: got {kind!r}; allowed are {', '.join(HUMAN_KINDS)}.")
+        technique = NOUNS.get(technique, technique)
+        if technique is not None and technique not in TECHNIQUES:
+            raise CompressionError(
+                f"technique: got {technique!r}{nearest(technique, (*TECHNIQUES, *NOUNS))}; allowed are "
+                f"{', '.join(TECHNIQUES)} and {', '.join(NOUNS)}."
+            )
         self.append(operation="human", status="done", minutes=minutes, kind=kind, technique=technique, note=note)
 
     def events(self) -> list[dict]:

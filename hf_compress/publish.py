@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from .errors import CompressionError
+from .journal import JOURNAL
 from .results import load_results
 
 
@@ -32,7 +33,7 @@ def push_run(run_dir: str | Path, repo_id: str, *, private: bool = False) -> str
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     files = [*(run_dir / "model").rglob("*")]
     operations = [(path, path.relative_to(run_dir / "model").as_posix()) for path in files if path.is_file()]
-    for name in ("recipe.yaml", "results.json", "results.md", "environment.json", "journal.jsonl"):
+    for name in ("recipe.yaml", "results.json", "results.md", "environment.json", JOURNAL):
         if (run_dir / name).exists():
             operations.append((run_dir / name, name))
     operations += [(path, f"plots/{path.name}") for path in sorted((run_dir / "plots").glob("*"))]

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from . import load_methods
 from .errors import CompressionError, RecipeError
-from .journal import Clock, Journal
+from .journal import JOURNAL, Clock, Journal
 from .measurement import configure_threads, environment, has_fast_bf16
 from .models import load_model
 from .publish import push_run
@@ -34,7 +34,7 @@ from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
 from .report import print_stages, write_report
 from .results import new_results, save_results
-from .stages import JOURNAL, copy_model, load_stage, measure_stage, save_stage, stage_seconds
+from .stages import copy_model, load_stage, measure_stage, save_stage, stage_seconds
 from .storage import NO_ROOM, explain_full_disk, read_json, whole_folder, write_json, write_text
 from .store import StageStore, stage_key
 from .structure import track
@@ -119,7 +119,7 @@ class Runner:
         self.state = PartialState(cpu=not _has_accelerator(), timeout=timedelta(hours=24))
         self.recipe = recipe = resolved(recipe, self.state.num_processes)
         self.output_dir = Path(recipe.output_dir).expanduser()
-        self.journal = Journal(self.output_dir / "journal.jsonl", enabled=self.state.is_main_process)
+        self.journal = Journal(self.output_dir / JOURNAL, enabled=self.state.is_main_process)
         self.stages = plan(recipe)
         self.task = None
         self._prepared = {}
@@ -340,6 +340,7 @@ class Runner:
             record = read_json(self._folder(index) / "measurement.json")
             record.pop("cost")
             record["seconds"] = stage_seconds(self._folder(index), stage.name)
+            record["key"] = stage_key(self._history(index))
             results["stages"].append(record)
         save_results(results, self.output_dir / "results.json")
         with whole_folder(self.output_dir / "model") as aside:

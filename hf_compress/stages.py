@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .journal import Journal
+from .journal import JOURNAL, Journal
 from .measurement import arithmetic, count, evaluate, folder_size, latency_rows
 from .models import load_model
 from .quantization import is_exported, load_exported, save_exported, served_precision
@@ -21,8 +21,7 @@ from .tasks import Task, TaskData
 
 
 # what stands in a stage's folder beside the model
-JOURNAL = "journal.jsonl"  # of this stage alone, whoever worked on it
-RECORDS = ("report.json", "measurement.json", JOURNAL)
+RECORDS = ("report.json", "measurement.json", JOURNAL)  # the journal of this stage alone, whoever worked on it
 # part of what a fingerprint of predictions means: sums in another batch differ in their last bits
 EVALUATION_BATCH = {"image": 250, "text": 32}
 

@@ -111,3 +111,19 @@ def test_json_is_whole_and_finite(tmp_path):
         read_json(tmp_path / "b.json")
     with pytest.raises(CompressionError, match="c.json does not exist"):
         read_json(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"), [("pruning", "prune"), ("prune", "prune"), ("quantization", "quantize"), (None, None)]
+)
+def test_a_technique_may_be_called_by_its_noun(tmp_path, said, kept):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.add_human(40, "reading", said)
+    assert journal.events()[0]["technique"] == kept
+
+
+def test_an_unknown_technique_is_refused_with_the_nearest(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    with pytest.raises(CompressionError, match="did you mean 'pruning'"):
+        journal.add_human(40, "reading", "prunning")
+    assert not journal.path.exists()

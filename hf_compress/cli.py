@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="also show what the libraries log")
     verbs = parser.add_subparsers(required=True, metavar="run | study | report | push | journal | methods")
 
-    run = verbs.add_parser("run", help="run a recipe, or finish one that was stopped")
+    run = verbs.add_parser("run", help="run a recipe or a study, or finish one that was stopped")
     run.add_argument("recipe", help="a YAML file")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="such as steps.1.target.macs=0.5")
     run.add_argument("--push_to_hub", action="store_true", help="upload model, card and results at the end")
@@ -77,20 +77,30 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options) -> None:
     from .runner import run
+    from .study import is_study
 
     overrides = list(options.overrides)
+    if is_study(options.recipe):
+        if options.push_to_hub:
+            raise CompressionError("A study is pushed when it is done: hf-compress push STUDY_FOLDER --repo_id …")
+        _run_study(options.recipe, overrides, jobs=1)
+        return
     if options.push_to_hub:
         overrides.append("hub.push=true")
     run(options.recipe, overrides)
 
 
 def _study(options) -> None:
+    _run_study(options.study, options.overrides, options.jobs)
+
+
+def _run_study(path: str, overrides: Sequence[str], jobs: int) -> None:
     from . import load_methods
     from .study import load_study
     from .study_runner import run_study
 
     load_methods()
-    study = run_study(load_study(options.study, options.overrides), jobs=options.jobs)
+    study = run_study(load_study(path, overrides), jobs=jobs)
     failed = [run for run in study["runs"] if run["status"] != "done"]
     for run in failed:
         print(f"{run['folder']}: {run.get('error', run['status'])}", file=sys.stderr)

@@ -12,8 +12,9 @@
       student: {steps: [{distill: {teacher: resnet56_cifar10}}], set: {model.from_config: true}}
       all:     {add: [...], orders: [[prune, factorize, distill, quantize], [prune, distill, factorize, quantize]]}
 
-A variant's steps are the base's with those of `add` after them, or those of `steps` alone. `orders` are permutations
-of its steps, `set` are overrides and `grid` lists of overrides, all in the spelling of the command line.
+A variant's steps are the base's, or `steps` in their place, with those of `add` after them. `orders` are permutations
+of `add`, or of `steps` where nothing is added; `set` are overrides and `grid` lists of overrides, all in the spelling
+of the command line.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from typing import Any
 
 from .errors import CompressionError, RecipeError
 from .fields import from_mapping
-from .recipe import Recipe, apply_overrides, read_yaml, set_value
+from .recipe import Recipe
+from .recipe_text import apply_overrides, choose_size, read_yaml, set_value
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Variant:
         add (`list[dict]`, *optional*): after them.
         set (`dict[str, Any]`, *optional*): overrides, such as `{training.num_train_epochs: 2}`.
         grid (`dict[str, list]`, *optional*): overrides with several values each; every combination is a variant.
-        orders (`list[list[str]]`, *optional*): orders of the variant's steps, by technique; each is a variant.
+        orders (`list[list[str]]`, *optional*): orders, by technique, of `add`, or of `steps` where nothing is added;
+            each is a variant.
     """
 
     steps: list[dict[str, Any]] | None = None
@@ -102,7 +105,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 
     Args:
         path (`str` or `Path`): a YAML file.
-        overrides (`Sequence[str]`, *optional*): `seeds=[0]`, `output_dir=…`, or `base.…=…`.
+        overrides (`Sequence[str]`, *optional*): `seeds=[0]`, `output_dir=…`, or `base.…=…`, for the size of a base
+            that has several `base.size=…`.
 
     Raises:
         `RecipeError`: names the key by its path, what is allowed and the nearest valid name.
@@ -113,7 +117,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     if isinstance(value.get("base"), str):
         base = Path(path).parent / value["base"]
         value["base"] = read_yaml(base)
-    apply_overrides(value, overrides)
+    size = [override for override in overrides if override.startswith("base.size=")]
+    choose_size(value.get("base"), [override.removeprefix("base.") for override in size])
+    apply_overrides(value, [override for override in overrides if override not in size])
     raw = from_mapping(_RawStudy, value, "study")
     if not isinstance(raw.base, dict):
         raise RecipeError("study.base: give a recipe without name and seed, or the path of one.")
@@ -150,12 +156,12 @@ def _run(study: str, variant: str, recipe: dict, seed: int, output_dir: Path) ->
 
 def _expand(name: str, variant: Variant, base: dict) -> Iterator[tuple[str, dict]]:
     """The recipes that a variant stands for, each with its full name."""
-    steps = list(base.get("steps") or []) if variant.steps is None else variant.steps
-    steps = [*steps, *variant.add]
-    orders = [_ordered(steps, order, name) for order in variant.orders] or [steps]
+    first = list(base.get("steps") or []) if variant.steps is None else variant.steps
+    first, ordered = (first, variant.add) if variant.add else ([], first)
+    orders = [_ordered(ordered, order, name) for order in variant.orders] or [ordered]
     grid = [[(key, value) for value in values] for key, values in variant.grid.items()]
     for order, point in itertools.product(orders, itertools.product(*grid)):
-        recipe = copy.deepcopy({**base, "steps": order})
+        recipe = copy.deepcopy({**base, "steps": [*first, *order]})
         for key, value in (*variant.set.items(), *point):
             set_value(recipe, key, value)
         parts = [name]

@@ -1,4 +1,4 @@
-"""Run a recipe: `accelerate launch scripts/compress.py RECIPE.yaml [key=value ...] [--push_to_hub]`."""
+"""Run a recipe or a study: `accelerate launch scripts/compress.py FILE.yaml [key=value ...] [--push_to_hub]`."""
 
 import sys
 

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "hf_compress"
 # each group imports only from itself, where it is not a technique, and from those before it
 GROUPS = [
     {"errors", "registry", "fields", "storage", "results", "journal", "locate", "store"},
-    {"recipe", "study", "tasks", "models", "metrics"},
+    {"recipe_text", "recipe", "study", "tasks", "models", "metrics"},
     {"structure", "measurement", "allocate"},
     {"training"},
     {"pruning", "lowrank", "distillation", "quantization"},
@@ -92,8 +92,24 @@ def test_every_technique_has_a_documented_method():
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_committed_recipes_are_valid_and_name_no_machine(path):
     from hf_compress.recipe import load_recipe
+    from hf_compress.study import is_study, load_study
 
     hf_compress.load_methods()
-    load_recipe(path)
+    raw = yaml.safe_load(path.read_text())
+    if is_study(path):
+        assert load_study(path).runs
+    for size in raw.get("sizes", {None: {}}):
+        if not is_study(path):
+            load_recipe(path, [f"size={size}"] * (size is not None))
     assert not re.search(r"(^|[\s:'\"])/", path.read_text(), re.M), "an absolute path"
-    assert yaml.safe_load(path.read_text())["name"].replace("-", "_") == path.stem
+    parts = path.relative_to(ROOT / "recipes").with_suffix("").parts
+    assert "_".join(parts).removeprefix("studies_") == raw["name"].replace("-", "_")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "course").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_sizes_of_a_course_recipe_set_the_same_kind_of_things(path):
+    sizes = yaml.safe_load(path.read_text())["sizes"]
+    assert set(sizes) == {"lab", "full"} and yaml.safe_load(path.read_text())["size"] == "lab"
+    allowed = {"model", "task", "training", "measure"}
+    for key in (key for block in sizes.values() for key in block):
+        assert key.split(".")[0] in allowed or key.endswith((".teacher", ".num_train_epochs")), key

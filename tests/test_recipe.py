@@ -238,3 +238,38 @@ def test_ill_typed_values_are_refused(key, item):
         return
     with pytest.raises(RecipeError, match=rf"x\.{key}: got"):
         from_mapping(Options, {key: item}, "x")
+
+
+SIZES = {
+    "lab": {"task.max_train_samples": 100, "steps.1.target.macs": 0.6},
+    "full": {"model.name_or_path": "resnet56_cifar10"},
+}
+
+
+def test_a_recipe_may_come_in_sizes(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(size="lab", sizes=SIZES)))
+    lab, full = load_recipe(path), load_recipe(path, ["size=full", "steps.1.target.macs=0.9"])
+    assert (lab.name, lab.output_dir, lab.task.max_train_samples) == ("test-lab", "outputs/test-lab", 100)
+    assert lab.steps[1].target.fraction == 0.6 and lab.model.name_or_path == "resnet20_cifar10"
+    assert (full.name, full.model.name_or_path, full.task.max_train_samples) == ("test-full", "resnet56_cifar10", None)
+    assert full.steps[1].target.fraction == 0.9
+    assert load_recipe(lab.to_dict()).identity() == lab.identity()
+    # whatever stands on the command line outranks the size
+    assert load_recipe(path, ["task.max_train_samples=7"]).task.max_train_samples == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "message"),
+    [
+        ({"sizes": SIZES}, [], "recipe.size: got None; allowed are lab, full"),
+        ({"sizes": SIZES, "size": "lab"}, ["size=fill"], "did you mean 'full'"),
+        ({"sizes": {"lab": 3}, "size": "lab"}, [], "recipe.sizes"),
+        ({"sizes": {}, "size": "lab"}, [], "recipe.sizes"),
+        ({"size": "lab"}, [], "recipe.size: unknown key"),
+        ({"sizes": {"lab": {"task.max_trian_samples": 3}}, "size": "lab"}, [], "did you mean 'max_train_samples'"),
+    ],
+)
+def test_a_size_that_is_not_there_is_refused(changes, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe(**changes), overrides)

@@ -45,8 +45,9 @@ def test_a_study_expands_into_recipes(tmp_path):
         "prune": {"add": [PRUNE], "grid": {"steps.1.target.macs": [0.7, 0.5]}},
         "both": {
             "add": [PRUNE, SVD, DISTILL],
-            "orders": [["finetune", "prune", "factorize", "distill"], ["finetune", "prune", "distill", "factorize"]],
+            "orders": [["prune", "factorize", "distill"], ["prune", "distill", "factorize"]],
         },
+        "whole": {"steps": [PRUNE, SVD], "orders": [["prune", "factorize"]]},
         "other": {"steps": [PRUNE], "set": {"model.from_config": False, "training.learning_rate": 0.5}},
     }
     study = load_study(study_file(tmp_path, variants, seeds=[0, 3]))
@@ -54,16 +55,30 @@ def test_a_study_expands_into_recipes(tmp_path):
         "dense",
         "prune-macs0.7",
         "prune-macs0.5",
-        "both-finetune-prune-factorize-distill",
-        "both-finetune-prune-distill-factorize",
+        "both-prune-factorize-distill",
+        "both-prune-distill-factorize",
+        "whole-prune-factorize",
         "other",
     ]
     runs = {run.name: run.recipe for run in study.runs}
-    assert len(runs) == 12
+    assert len(runs) == 14
     assert runs["prune-macs0.5/seed3"].steps[1].target.fraction == 0.5 and runs["prune-macs0.5/seed3"].seed == 3
-    assert [step.technique for step in runs["both-finetune-prune-distill-factorize/seed0"].steps][2] == "distill"
+    reordered = [step.technique for step in runs["both-prune-distill-factorize/seed0"].steps]
+    assert reordered == ["finetune", "prune", "distill", "factorize"]
     assert not runs["other/seed0"].model.from_config and runs["other/seed0"].training["learning_rate"] == 0.5
     assert runs["dense/seed0"].output_dir == str(tmp_path / "study" / "runs" / "dense" / "seed0")
+
+
+def test_the_base_of_a_study_may_be_a_recipe_with_sizes(tmp_path):
+    hc.load_methods()
+    base = {**image_recipe(tmp_path, [{"finetune": {}}]), "name": "base", "size": "lab"}
+    base["sizes"] = {"lab": {"training.learning_rate": 0.25}, "full": {"training.learning_rate": 0.5}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    path = study_file(tmp_path, {"dense": None}, base="base.yaml")
+    for overrides, rate in (([], 0.25), (["base.size=full"], 0.5), (["base.training.learning_rate=1.0"], 1.0)):
+        assert load_study(path, overrides).runs[0].recipe.training["learning_rate"] == rate
+    with pytest.raises(RecipeError, match="did you mean 'full'"):
+        load_study(path, ["base.size=ful"])
 
 
 def test_the_study_of_the_readme_is_valid(tmp_path):
@@ -83,7 +98,7 @@ def test_the_study_of_the_readme_is_valid(tmp_path):
         ({"a": None}, {"seeds": []}, "study.seeds"),
         ({"a": None}, {"seeds": [1, 1]}, "study.seeds"),
         ({"a": None}, {"base": 3}, "study.base"),
-        ({"a": {"add": [PRUNE], "orders": [["prune"]]}}, {}, "variants.a.orders.*finetune, prune"),
+        ({"a": {"add": [PRUNE, SVD], "orders": [["prune"]]}}, {}, "variants.a.orders.*prune, factorize"),
         ({"a": {"add": [SVD, PRUNE]}}, {}, "variants.a.*put prune before factorize"),
         ({"a": {"add": [PRUNE], "grid": {"steps.7.target.macs": [0.5]}}}, {}, "steps 0 to 1"),
         ({"a-macs0.5": None, "a": {"add": [PRUNE], "grid": {"steps.1.target.macs": [0.5]}}}, {}, "two variants"),

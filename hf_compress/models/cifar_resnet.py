@@ -1,9 +1,10 @@
 """ResNets for 32 x 32 images, as entries of the timm registry.
 
-`resnet20_cifar` ... `resnet110_cifar` are the thin networks of section 4.2 of https://arxiv.org/abs/1512.03385 (three
-stages of 16, 32 and 64 channels); `resnet18_cifar`, `resnet34_cifar` and `resnet50_cifar` are the ImageNet networks
-with a stem that keeps the resolution. Importing this module registers them: `timm.create_model("resnet20_cifar")` and
-`TimmWrapperConfig(architecture="resnet20_cifar", model_args={"shortcut": "A"})` work from then on.
+`resnet8_cifar`, `resnet20_cifar` ... `resnet110_cifar` are the thin networks of section 4.2 of
+https://arxiv.org/abs/1512.03385 (three stages of 16, 32 and 64 channels); `resnet18_cifar`, `resnet34_cifar` and
+`resnet50_cifar` are the ImageNet networks with a stem that keeps the resolution. Importing this module registers them:
+`timm.create_model("resnet20_cifar")` and `TimmWrapperConfig(architecture="resnet20_cifar", model_args={...})` work
+from then on.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def _cfg(pool: int) -> dict:
 
 
 default_cfgs = generate_default_cfgs(
-    {f"resnet{depth}_cifar": _cfg(8) for depth in (20, 32, 44, 56, 110)}
+    {f"resnet{depth}_cifar": _cfg(8) for depth in (8, 20, 32, 44, 56, 110)}
     | {f"resnet{depth}_cifar": _cfg(4) for depth in (18, 34, 50)}
 )
 
@@ -188,6 +189,12 @@ def _register(entry: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     if is_model(name) and model_entrypoint(name).__module__ == entry.__module__:
         return entry
     return register_model(entry)
+
+
+@_register
+def resnet8_cifar(pretrained: bool = False, **kwargs) -> nn.Module:
+    """ResNet-8, 0.08 M parameters: a student."""
+    return _thin("resnet8_cifar", pretrained, 8, **kwargs)
 
 
 @_register

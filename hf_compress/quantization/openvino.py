@@ -114,8 +114,9 @@ def quantize_openvino(model: nn.Module, options: OpenVinoOptions, context: StepC
     if options.scheme == "static_int8":
         _check_examples(context)
     started = time.perf_counter()
+    quantizes = options.scheme != "none"
     with quiet_engine():
-        graph = to_openvino(model)
+        graph = to_openvino(model, share_weights=quantizes)
         name_convolutions(graph, model)
         exported = wrap(graph, model)
     converted = time.perf_counter()
@@ -123,6 +124,8 @@ def quantize_openvino(model: nn.Module, options: OpenVinoOptions, context: StepC
         _compress_weights(exported, ignored, optimum)
     elif options.scheme == "static_int8":
         _quantize(exported, options, ignored, context, optimum)
+    if quantizes:
+        _own_constants(exported.model)
     found = layers(exported.model)
     facts = summary(found)
     _check_quantized(facts, options.scheme, type(model).__name__)
@@ -133,6 +136,21 @@ def quantize_openvino(model: nn.Module, options: OpenVinoOptions, context: StepC
         export_seconds={name: round(value, 3) for name, value in seconds.items()},
     )
     return exported
+
+
+def _own_constants(model: openvino.Model) -> None:
+    """Copy what is left in float: it still lies in the memory of the torch model, which its owner may train on.
+
+    Sharing the weights until they are int8 saves a copy of the whole model at the peak.
+    """
+    (openvino,) = require("openvino", extra=EXTRA)
+    for constant in [op for op in model.get_ops() if op.get_type_name() == "Constant"]:
+        if constant.get_element_type() == openvino.Type.f32:
+            own = openvino.op.Constant(constant.data.copy())
+            own.set_friendly_name(constant.get_friendly_name())
+            for target in constant.output(0).get_target_inputs():
+                target.replace_source_output(own.output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def _compress_weights(exported: OVModel, ignored: dict | None, optimum: ModuleType) -> None:

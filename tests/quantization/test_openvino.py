@@ -109,6 +109,19 @@ def test_the_same_seed_gives_the_same_model(exports, tmp_path):
     assert not np.array_equal(other.model(**export.batch).logits.numpy(), export.logits)
 
 
+@pytest.mark.parametrize("scheme", ["static_int8", "weight_only_int8", "none"])
+@pytest.mark.parametrize(("name", "make"), [("bert", make_small_bert), ("resnet", make_small_resnet)])
+def test_an_export_does_not_follow_its_torch_model(exports, name, make, scheme, tmp_path):
+    export, model = exports[name, scheme], make()
+    options = {"overflow_fix": "enable"} if scheme == "static_int8" else {}
+    data = {"data": dataset(export.batch), "calibration_samples": 32}
+    report = quantize(model, scheme=scheme, output_dir=tmp_path / "again", **data, **options)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.zero_()
+    np.testing.assert_array_equal(report.model(**export.batch).logits.numpy(), export.logits)
+
+
 def test_attention_is_kept_from_overflow_where_sums_are_narrow():
     old, new, arm = {"avx2", "fma"}, {"avx2", "avx512f", "avx512_vnni"}, set()
     assert resolve_overflow_fix("auto", True, old) == "enable"

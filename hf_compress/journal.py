@@ -16,9 +16,12 @@ from pathlib import Path
 
 from .errors import CompressionError
 from .registry import TECHNIQUES, nearest
+from .results import is_number
 
 
 JOURNAL = "journal.jsonl"  # its name in the folder of a run, of a stage and of a study
+TEXTS = ("time", "operation", "stage", "status", "kind", "technique", "note", "notes")
+NUMBERS = ("wall_seconds", "cpu_seconds", "peak_bytes", "minutes")
 HUMAN_KINDS = ("reading", "coding", "running", "writing", "other")
 NOUNS = {  # how people call the techniques of a recipe
     "fine-tuning": "finetune",
@@ -98,18 +101,25 @@ class Journal:
             )
         self.append(operation="human", status="done", minutes=minutes, kind=kind, technique=technique, note=note)
 
-    def events(self) -> list[dict]:
-        """All whole lines; one that a killed process left unfinished is skipped."""
+    def events(self, operation: str | None = None) -> list[dict]:
+        """All whole lines; one that a killed process left unfinished is skipped, and so is a field of a wrong type.
+
+        Args:
+            operation (`str`, *optional*): only those of this operation, without parsing all of the others.
+        """
         if not self.path.exists():
             return []
         events = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            if operation is not None and operation not in line:
+                continue
             try:
                 event = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(event, dict):
-                events.append(event)
+            found = event.get("operation") if isinstance(event, dict) else None
+            if isinstance(found, str) and operation in (None, found):
+                events.append({key: value for key, value in event.items() if _fits(key, value)})
         return events
 
     def seconds(self, stage: str) -> dict[str, float]:
@@ -119,6 +129,12 @@ class Journal:
             if event.get("stage") == stage and "wall_seconds" in event:
                 totals[event["operation"]] = totals.get(event["operation"], 0.0) + event["wall_seconds"]
         return totals
+
+
+def _fits(key: str, value) -> bool:
+    if key in NUMBERS:
+        return is_number(value) and value >= 0
+    return value is None or isinstance(value, dict if key == "notes" else str) or key not in TEXTS
 
 
 class Clock:
@@ -173,7 +189,7 @@ def _append(path: Path, line: str) -> None:
         # A line that a killed process left unfinished must not swallow this one.
         if file.tell() and not _ends_with_newline(file):
             line = "\n" + line
-        file.write(line.encode() + b"\n")
+        file.write(line.encode(errors="backslashreplace") + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

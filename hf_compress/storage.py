@@ -18,11 +18,14 @@ FULL = 2**20  # bytes: a disk with fewer is full
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write `text` aside, flush it to the disk and rename it to `path`; a reader sees the old file or the new one."""
+    """Write `text` aside, flush it to the disk and rename it to `path`; a reader sees the old file or the new one.
+
+    Half of a surrogate pair, which JSON and the names of files can hold and UTF-8 cannot, is written as JSON would.
+    """
     path = Path(path)
     aside = path.with_name(f".{path.name}.partial")
     try:
-        with open(aside, "w", encoding="utf-8") as file:
+        with open(aside, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -41,13 +44,15 @@ def read_json(path: str | os.PathLike):
     """Read a JSON file.
 
     Raises:
-        `CompressionError`: if the file is missing or is not whole JSON; the message names it.
+        `CompressionError`: if the file is missing, cannot be read or is not whole JSON; the message names it.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CompressionError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CompressionError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and integers of thousands of digits
         raise CompressionError(f"{path} is not valid JSON ({error}); it was truncated or edited by hand.") from None
 
 

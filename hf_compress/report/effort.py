@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..journal import JOURNAL, Journal
+from ..journal import HUMAN_KINDS, JOURNAL, Journal
 from .runs import RunRecord
 from .tables import OPERATIONS
 
@@ -38,8 +38,13 @@ class Effort:
         return sum(self.human.values())
 
 
-def efforts(records: Sequence[RunRecord]) -> list[Effort]:
-    """The time spent on each technique, in the order in which the runs come to them; `""` is last."""
+def efforts(records: Sequence[RunRecord], others: Iterable[Path] = ()) -> list[Effort]:
+    """The time spent on each technique, in the order in which the runs come to them; `""` is last.
+
+    Args:
+        records (`Sequence[RunRecord]`): finished runs.
+        others (`Iterable[Path]`, *optional*): folders of other runs, in which people may have noted their time too.
+    """
     found: dict[str, Effort] = {}
     for technique, seconds in unique_stages(records):
         effort = found.setdefault(technique, Effort(technique))
@@ -48,10 +53,10 @@ def efforts(records: Sequence[RunRecord]) -> list[Effort]:
             effort.machine[name] = effort.machine.get(name, 0.0) + seconds.get(name, 0.0)
         other = seconds.get("total", 0.0) - sum(seconds.get(name, 0.0) for name in OPERATIONS)
         effort.machine["other"] = effort.machine.get("other", 0.0) + max(0.0, other)
-    for event in human_events(record.folder for record in records):
+    for event in human_events([*(record.folder for record in records), *others]):
         technique = event.get("technique") or ""
         effort = found.setdefault(technique, Effort(technique))
-        kind = str(event.get("kind") or "other")
+        kind = event.get("kind") if event.get("kind") in HUMAN_KINDS else "other"
         effort.human[kind] = effort.human.get(kind, 0.0) + event["minutes"]
         effort.notes.append(event)
     return sorted(found.values(), key=lambda effort: effort.technique == "")
@@ -80,17 +85,20 @@ def machine_seconds(records: Sequence[RunRecord]) -> tuple[float, float]:
 def human_events(folders: Iterable[Path]) -> list[dict]:
     """What people added to the journals of runs and of the studies that these belong to, in the order of time."""
     journals = dict.fromkeys(
-        folder / JOURNAL for run in folders for folder in (run, *_studies(run)) if (folder / JOURNAL).is_file()
+        folder / JOURNAL for run in folders for folder in (run, *studies_above(run)) if (folder / JOURNAL).is_file()
     )
-    events = [event for path in journals for event in Journal(path).events() if _is_human(event)]
+    events = [event for path in journals for event in read_journal(path, "human") if event.get("minutes", 0) > 0]
     return sorted(events, key=lambda event: str(event.get("time")))
 
 
-def _studies(run: Path) -> list[Path]:
+def read_journal(path: Path, operation: str) -> list[dict]:
+    """The events of one operation; none if the journal cannot be read, for a report is made of what can be."""
+    try:
+        return Journal(path).events(operation)
+    except OSError:
+        return []
+
+
+def studies_above(run: Path) -> list[Path]:
     """The folders above a run that are a study's; a run lies in `<study>/runs/<variant>/seed<seed>`."""
     return [folder for folder in list(run.absolute().parents)[:4] if (folder / "study.json").is_file()]
-
-
-def _is_human(event: dict) -> bool:
-    minutes = event.get("minutes")
-    return event.get("operation") == "human" and isinstance(minutes, int | float) and 0 < minutes < float("inf")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +14,7 @@ from pathlib import Path
 
 from ..errors import CompressionError
 from ..results import load_results
+from .markdown import table as markdown_table
 from .tables import (
     MISSING,
     OPERATIONS,
@@ -18,9 +22,9 @@ from .tables import (
     human_bytes,
     human_count,
     main_metric,
-    markdown_table,
     served_latency,
 )
+from .unfinished import unfinished, walk
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,11 @@ class Figure:
         values = [value for value in values if value is not None]
         if not values:
             return None
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+        mean = statistics.fmean(values)
+        if len(values) == 1:
+            return cls(mean)
+        # statistics.stdev is exact to the last digit, and thirty times slower
+        return cls(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)))
 
     def show(self, form: Callable[[float], str]) -> str:
         return form(self.mean) if self.spread is None else f"{form(self.mean)} ± {form(self.spread)}"
@@ -60,6 +68,7 @@ class Row:
         last (`bool`): whether it is the recipe's result, and not a stage on the way.
         figures (`dict[str, Figure | None]`): by the names of `FIGURES`, and `seconds/<operation>`.
         served (`str`): runtime, precision and batch of the latency.
+        members (`list[tuple[RunRecord, int]]`): the runs, each with the index of the stage.
     """
 
     task: str
@@ -71,6 +80,7 @@ class Row:
     metric: str
     served: str
     figures: dict[str, Figure | None] = field(default_factory=dict)
+    members: list[tuple[RunRecord, int]] = field(default_factory=list, repr=False)
 
 
 FIGURES = (
@@ -91,68 +101,98 @@ FIGURES = (
     "seconds_to_here",
 )
 
+COLUMNS = (
+    "run",
+    "stage",
+    "steps",
+    "seeds",
+    "metric",
+    "Δ",
+    "params",
+    "MACs",
+    "size",
+    "latency p50 / p90",
+    "vs PyTorch fp32",
+    "vs same runtime",
+    "vs its bf16",
+    "seconds",
+    "to here",
+)
+
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """The run folders in and under `paths`, sorted: whatever holds a `results.json` and is no model folder."""
-    found = set()
-    for path in map(Path, paths):
-        if not path.exists():
-            raise CompressionError(f"{path}: there is no such folder; give run folders, or folders of them.")
-        files = [path] if path.is_file() else path.rglob("results.json")
-        found |= {file.parent for file in files if file.parent.name != "model"}
-    return sorted(found)
+    return [folder for folder, names in walk(paths) if "results.json" in names and folder.name != "model"]
 
 
 def read_runs(paths: Iterable[str | Path]) -> tuple[list[RunRecord], dict[str, str]]:
     """Read all runs under `paths`.
 
     Returns:
-        `tuple[list[RunRecord], dict[str, str]]`: what could be read, and for every folder that could not, why.
+        `tuple[list[RunRecord], dict[str, str]]`: what could be read, and for every folder that could not, why: results
+        that are broken, runs that failed, are not finished or, by a `study.json`, were never begun.
     """
+    paths = list(paths)
     records, problems = [], {}
     for folder in find_runs(paths):
         try:
-            records.append(RunRecord(folder, _complete(load_results(folder), folder)))
+            records.append(RunRecord(folder, _read(folder)))
         except CompressionError as error:
             problems[str(folder)] = str(error)
-    return records, problems
+    return records, problems | unfinished(paths)
 
 
-def _complete(results: dict, folder: Path) -> dict:
-    """Refuse what was edited by hand until no table can be made of it."""
-    try:
-        main_metric(results)
-        for stage in results["stages"]:
-            float(stage["params"]), float(stage["macs"]), float(stage["size_bytes"])
-            {name: float(value) for name, value in stage["metrics"].items()}
-            served_latency(stage)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise CompressionError(f"{folder}: results.json was edited or written by another program: {error!r}") from None
+def _read(folder: Path) -> dict:
+    path = folder / "results.json"
+    if not path.is_file():  # a folder, a pipe that nobody writes into, a link to itself
+        raise CompressionError(f"{path} is no file.")
+    results = load_results(path)
     if not results["stages"]:
         raise CompressionError(f"{folder}: results.json has no stage.")
     return results
 
 
+def recipes(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """The runs of each recipe, with whatever seed, by its name; of different recipes of one name the later are named
+    "name #2" and so on, for a run with overrides keeps the name of its recipe."""
+    groups: dict[tuple[str, str], list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault((str(record.results.get("name", "unnamed")), _identity(record.results)), []).append(record)
+    named: dict[str, list[RunRecord]] = {}
+    for (name, _), members in groups.items():
+        copies = (f"{name} #{number}" for number in itertools.count(2))
+        named[name if name not in named else next(copy for copy in copies if copy not in named)] = members
+    return named
+
+
+def _identity(results: dict) -> str:
+    """What two runs have to have in common for a mean of them to mean anything."""
+    recipe = results["recipe"]
+    task = {key: value for key, value in recipe.get("task", {}).items() if key != "data_dir"}
+    parts = (results["task"]["name"], task, *(recipe.get(key) for key in ("model", "training", "measure", "steps")))
+    return json.dumps(parts, sort_keys=True)
+
+
 def rows(records: Sequence[RunRecord]) -> list[Row]:
     """A row a stage and recipe, over its seeds, in the order of the records."""
-    groups: dict[tuple, list[tuple[RunRecord, int]]] = {}
-    for record in records:
-        task = record.results["task"]["name"]
-        for index, stage in enumerate(record.results["stages"]):
-            key = (task, str(record.results.get("name")), index, stage["name"])
-            groups.setdefault(key, []).append((record, index))
-    return [_row(key, members) for key, members in groups.items()]
+    table = []
+    for name, members in recipes(records).items():
+        stages: dict[tuple[int, str], list[tuple[RunRecord, int]]] = {}
+        for record in members:
+            for index, stage in enumerate(record.results["stages"]):
+                stages.setdefault((index, stage["name"]), []).append((record, index))
+        table += [_row(name, index, stage, found) for (index, stage), found in stages.items()]
+    return table
 
 
-def _row(key: tuple, members: list[tuple[RunRecord, int]]) -> Row:
-    task, run, index, stage_name = key
+def _row(run: str, index: int, stage_name: str, members: list[tuple[RunRecord, int]]) -> Row:
     found = [_figures(record.results, index) for record, _ in members]
     first = members[0][0].results
     stages = first["stages"]
     served = served_latency(stages[index])
     names = dict.fromkeys(name for figures in found for name in figures)
     return Row(
-        task=task,
+        task=first["task"]["name"],
         run=run,
         stage=stage_name,
         techniques=" → ".join(s["technique"] for s in stages[: index + 1] if s["technique"] != "none") or "dense",
@@ -161,6 +201,7 @@ def _row(key: tuple, members: list[tuple[RunRecord, int]]) -> Row:
         metric=main_metric(first),
         served="" if served is None else f"{served.runtime} {served.precision}, batch {served.batch}",
         figures={name: Figure.of(figures.get(name) for figures in found) for name in names},
+        members=members,
     )
 
 
@@ -189,11 +230,17 @@ def _figures(results: dict, index: int) -> dict[str, float | None]:
     return figures | {f"seconds/{name}": stage.get("seconds", {}).get(name, 0.0) for name in OPERATIONS}
 
 
-def comparison_table(table: Sequence[Row]) -> str:
-    """The rows as Markdown; mean ± standard deviation where there are several seeds."""
-    metric = table[0].metric if table and len({row.metric for row in table}) == 1 else "metric"
-    header = ["run", "stage", "steps", "seeds", metric, "Δ", "params", "MACs", "size", "latency p50 / p90"]
-    header += ["vs PyTorch fp32", "vs same runtime", "vs its bf16", "seconds", "to here"]
+def comparison_table(table: Sequence[Row], header: Sequence[str] = COLUMNS) -> str:
+    """The rows as Markdown; mean ± standard deviation where there are several seeds.
+
+    Args:
+        table (`Sequence[Row]`): from [`rows`].
+        header (`Sequence[str]`, *optional*): the columns of `COLUMNS` in another language; "metric" gives way to the
+            name of the metric where all rows have the same one.
+    """
+    header = list(header)
+    if len({row.metric for row in table}) == 1:
+        header[COLUMNS.index("metric")] = table[0].metric
     return markdown_table(header, [_cells(row) for row in table])
 
 
@@ -203,8 +250,11 @@ def _cells(row: Row) -> list[str]:
         return MISSING if figure is None else figure.show(form)
 
     def sized(name: str, ratio: str, form: Callable[[float], str]) -> str:
-        share = row.figures.get(ratio)
-        return show(name, form) + ("" if share is None else f" ({100 * share.mean:.0f} %)")
+        figure, share = row.figures.get(name), row.figures.get(ratio)
+        same = figure is not None and not figure.spread  # sizes that every seed has are said without a spread of 0
+        return (form(figure.mean) if same else show(name, form)) + (
+            "" if share is None else f" ({100 * share.mean:.0f} %)"
+        )
 
     latency = MISSING
     if row.figures.get("p50"):

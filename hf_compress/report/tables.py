@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..results import latency_row
+from .markdown import table as markdown_table
 
 
 MISSING = "–"
@@ -147,12 +148,6 @@ def seconds_table(results: dict) -> str:
     return markdown_table(["stage", *kinds], rows)
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A GitHub-flavoured table; pipes, line breaks and HTML in cells are neutralised."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines) + "\n"
-
-
 def print_stages(results: dict) -> None:
     """Print the table of stages on the terminal."""
     from rich.console import Console
@@ -192,7 +187,3 @@ def ratio(stage: dict, baseline: dict | None, key: str) -> str:
 
 def speedup(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}x"
-
-
-def _cell(text: str) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 2 the input cannot be worked with."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding does not have are shown escaped
+            stream.reconfigure(errors="backslashreplace")
     _set_up_logging(options.verbose)
     try:
         options.verb(options)
@@ -46,9 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--jobs", type=int, default=1, help="runs side by side")
     study.set_defaults(verb=_study)
 
-    report = verbs.add_parser("report", help="one table of many runs: mean and spread over seeds")
+    report = verbs.add_parser("report", help="many runs in one table over seeds, and the document of the experiment")
     report.add_argument("paths", nargs="+", type=Path, help="run folders, or folders of them such as a study's")
-    report.add_argument("--output", type=Path, help="also write comparison.md and comparison.csv into this folder")
+    report.add_argument(
+        "--output", type=Path, help="also write tables, the document of the experiment and files for evaluate here"
+    )
+    report.add_argument("--lang", choices=("en", "zh"), default="en", help="the language of the document")
     report.set_defaults(verb=_report)
 
     push = verbs.add_parser("push", help="upload the model, card and results of a finished run")
@@ -109,20 +116,19 @@ def _run_study(path: str, overrides: Sequence[str], jobs: int) -> None:
 
 
 def _report(options) -> None:
-    from .report.runs import comparison_csv, comparison_table, read_runs, rows
-    from .storage import write_text
+    from .report.comparison import write_comparison
+    from .report.runs import comparison_table, read_runs, rows
 
     records, problems = read_runs(options.paths)
     for problem in problems.values():
         print(f"left out: {problem}", file=sys.stderr)
     if not records:
         raise CompressionError("There is no finished run in these folders.")
-    table = rows(records)
-    print(comparison_table(table))
+    print(comparison_table(rows(records)))
     if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_text(options.output / "comparison.md", comparison_table(table))
-        write_text(options.output / "comparison.csv", comparison_csv(table))
+        for path in write_comparison(records, problems, options.output, options.lang):
+            if path.parent == options.output:
+                print(path)
 
 
 def _push(options) -> None:
@@ -144,12 +150,30 @@ def _journal_add(options) -> None:
 
 
 def _journal_show(options) -> None:
+    from .report.unfinished import study_rows
+
     for event in _run_journal(options.run).events():
-        if event.get("status") == "started":
-            continue
-        seconds = event.get("wall_seconds", event.get("minutes", 0) * 60)
-        name = event.get("kind") if event["operation"] == "human" else event["operation"]
-        print(f"{event['time'][:19]}  {event.get('stage') or '':<16} {name:<12} {seconds:9.1f} s  {event['status']}")
+        if event.get("status") != "started":
+            print(_shown(event))
+    folders = [row["folder"] for row in study_rows(options.run)]
+    if folders:
+        print(f"The journals of the study's {len(folders)} runs are in their folders:")
+        print(f"    hf-compress journal show {options.run / folders[0]}")
+
+
+def _shown(event: dict) -> str:
+    """One event in a line: of a person's time the minutes, what they went into and the note."""
+    from .report.markdown import one_line
+
+    texts = {key: one_line(value) for key, value in event.items() if isinstance(value, str)}
+    start = f"{texts.get('time', '')[:19]:<19}  "
+    if event["operation"] == "human":
+        on = f" on {texts['technique']}" if texts.get("technique") else ""
+        note = f": {texts['note']}" if texts.get("note") else ""
+        return f"{start}{event.get('minutes', 0):g} min of {texts.get('kind', 'other')}{on}{note}"
+    seconds = f"{event['wall_seconds']:.1f} s" if "wall_seconds" in event else ""
+    stage, status = texts.get("stage", "-"), texts.get("status", "")
+    return f"{start}{stage:<16} {texts['operation']:<12} {seconds:>11}  {status}"
 
 
 def _methods(options) -> None:

@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from .reproduce import public_recipe
 from .tables import (
     baseline_stage,
     human_bytes,
@@ -59,7 +60,7 @@ def model_card(results: dict, repo_id: str | None = None) -> str:
         latency_table=latency_table(results),
         skipped=_skipped(results),
         seconds_table=seconds_table(results),
-        recipe_yaml=yaml.safe_dump(_public_recipe(results["recipe"]), sort_keys=False, allow_unicode=True),
+        recipe_yaml=yaml.safe_dump(public_recipe(results["recipe"]), sort_keys=False, allow_unicode=True),
         setting=_setting(results),
         limits=_limits(results, last),
     )
@@ -168,14 +169,6 @@ def _skipped(results: dict) -> list[str]:
         if "skipped" in row
     }
     return sorted(reasons)
-
-
-def _public_recipe(recipe: dict) -> dict:
-    """The recipe without this machine's paths."""
-    public = {key: value for key, value in recipe.items() if key not in ("output_dir", "hub")}
-    data_dir = recipe["task"].get("data_dir")
-    public["task"] = {**recipe["task"], "data_dir": data_dir if data_dir == "sample" else None}
-    return public
 
 
 def _setting(results: dict) -> list[str]:

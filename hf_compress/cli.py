@@ -117,6 +117,7 @@ def _run_study(path: str, overrides: Sequence[str], jobs: int) -> None:
 
 def _report(options) -> None:
     from .report.comparison import write_comparison
+    from .report.page import write_comparison_pictures
     from .report.runs import comparison_table, read_runs, rows
 
     records, problems = read_runs(options.paths)
@@ -126,7 +127,9 @@ def _report(options) -> None:
         raise CompressionError("There is no finished run in these folders.")
     print(comparison_table(rows(records)))
     if options.output is not None:
-        for path in write_comparison(records, problems, options.output, options.lang):
+        for path in write_comparison(
+            records, problems, options.output, options.lang, pictures=write_comparison_pictures
+        ):
             if path.parent == options.output:
                 print(path)
 

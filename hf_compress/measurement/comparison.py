@@ -92,8 +92,8 @@ def latency_rows(
     Returns:
         `list[dict]`: rows with `role` ("stage" or "baseline"), `runtime`, `precision`, `batch`, `length` (`None` for
         images), `threads`, `rest` (of a quantized model, the type in which all else was computed), and `p50`, `p90`,
-        `mean` (seconds a batch), `samples`; or `skipped`, the reason why the row could not be measured here: bf16 on a
-        CPU that emulates it, OpenVINO not installed or unable to convert.
+        `mean` (seconds a batch), `samples`, `quantiles`; or `skipped`, the reason why the row could not be measured
+        here: bf16 on a CPU that emulates it, OpenVINO not installed or unable to convert.
     """
     runtimes = tuple(runtimes)
     unknown = [name for name in runtimes if name not in RUNTIMES]

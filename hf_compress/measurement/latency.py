@@ -31,6 +31,7 @@ FEWEST_ROUNDS = 3  # of models so slow that 10 rounds would take many times the 
 PATIENCE = 6  # how many times the budget 10 rounds may take
 SETTLED = 0.1  # seconds; a shorter call is preceded by one of the same candidate that does not count
 LOCK_NAME = "hf_compress_timing.lock"
+QUANTILES = 21  # kept of the times: the shortest, every twentieth, the longest
 
 _locks = threading.local()
 
@@ -43,7 +44,7 @@ def latency(
     warmup: int = 3,
     seconds: float = 5.0,
     progress: bool = False,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """
     Time candidates in turn, so that what else the machine does meets all of them alike.
 
@@ -69,7 +70,8 @@ def latency(
             Show a bar.
 
     Returns:
-        `dict[str, dict]`: for each candidate `p50`, `p90`, `mean` (seconds a batch) and `samples`.
+        `dict[str, dict]`: for each candidate `p50`, `p90`, `mean` (seconds a batch), `samples`, and `quantiles`: 21,
+        evenly spaced from the shortest time to the longest, with four digits.
     """
     if samples is not None and samples < 1:
         raise CompressionError(f"samples: got {samples}; give the number of rounds, at least 1.")
@@ -188,10 +190,11 @@ def _timed_rounds(
     return times
 
 
-def _summary(times: list[float]) -> dict[str, float]:
+def _summary(times: list[float]) -> dict[str, Any]:
     return {
         "p50": float(np.median(times)),
         "p90": float(np.percentile(times, 90)),
         "mean": float(np.mean(times)),
         "samples": len(times),
+        "quantiles": [float(f"{value:.4g}") for value in np.quantile(times, np.linspace(0, 1, QUANTILES))],
     }

@@ -44,7 +44,7 @@ class Figure:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Figure | None:
-        values = [value for value in values if value is not None]
+        values = [value for value in values if value is not None and math.isfinite(value)]
         if not values:
             return None
         mean = statistics.fmean(values)

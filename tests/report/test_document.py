@@ -240,19 +240,6 @@ def test_inline_text_keeps_to_its_line_and_starts_no_markup(text):
 # frontier and reproduction
 
 
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6))))
-def test_the_frontier_is_what_brute_force_finds(points):
-    def dominated(index):
-        cost, metric = points[index]
-        return any(
-            (c <= cost and m >= metric and (c, m) != (cost, metric)) or ((c, m) == (cost, metric) and other < index)
-            for other, (c, m) in enumerate(points)
-        )
-
-    expected = [index for index in range(len(points)) if not dominated(index)]
-    assert frontier(points) == sorted(expected, key=lambda index: points[index])
-
-
 def test_a_study_comes_back_from_its_runs(study, tmp_path):
     load_methods()
     (one,) = reproductions(read_runs([study])[0])

@@ -74,7 +74,7 @@ def report_page(
         "base-uri 'none'; form-action 'none'",
         style=Markup(style),  # noqa: S704  these two are the package's own files
         script=Markup(script),  # noqa: S704
-        problems=problems,
+        problems={folder: reason.removeprefix(f"{folder}: ") for folder, reason in problems.items()},
         **_content(records, problems, Path(plots_folder), words),
     )
 

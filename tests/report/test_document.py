@@ -17,7 +17,6 @@ from hf_compress.errors import CompressionError
 from hf_compress.recipe import Recipe
 from hf_compress.report.comparison import write_comparison
 from hf_compress.report.document import experiment_document
-from hf_compress.report.frontier import frontier
 from hf_compress.report.markdown import fenced, inline, quoted
 from hf_compress.report.reproduce import public_name, reproductions
 from hf_compress.report.runs import read_runs

@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("run", type=Path, help="the folder of a run or of a study")
     show.set_defaults(verb=_journal_show)
 
-    methods = verbs.add_parser("methods", help="the methods and what they need")
+    methods = verbs.add_parser("methods", help="the methods: what each needs, and where it may stand in a recipe")
+    methods.add_argument("--json", action="store_true", help="for machines")
     methods.set_defaults(verb=_methods)
     return parser
 
@@ -180,15 +181,9 @@ def _shown(event: dict) -> str:
 
 
 def _methods(options) -> None:
-    from . import load_methods
-    from .registry import methods
+    from .method_table import method_json, method_rows, method_table
 
-    load_methods()
-    for method in methods():
-        needs = ", ".join(sorted(method.needs)) or "nothing but the model"
-        targets = ", ".join(sorted(method.targets)) or "no target"
-        print(f"{method.technique}: {method.name}\n    {method.summary}\n    needs {needs}; takes {targets}")
-        print(f"    supports {', '.join(method.supports) or 'any model'}" + f"; {method.paper}" * bool(method.paper))
+    print(method_json(method_rows()) if options.json else method_table(method_rows()), end="")
 
 
 def _set_up_logging(verbose: bool) -> None:

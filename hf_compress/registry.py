@@ -133,7 +133,7 @@ class StepContext(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method. `needs` is a subset of {"labels", "calibration", "teacher"}."""
+    """A registered method. `needs` is a subset of {"labels", "calibration", "teacher"}; `extra` has its engine."""
 
     technique: str
     name: str
@@ -144,6 +144,7 @@ class Method:
     targets: frozenset[str]
     paper: str
     supports: tuple[str, ...]
+    extra: str | None = None
 
     @property
     def summary(self) -> str:
@@ -163,6 +164,7 @@ def register_method(
     targets: Iterable[str] = (),
     paper: str = "",
     supports: Iterable[str] = (),
+    extra: str | None = None,
 ) -> Callable:
     """Register the decorated function as the method `name` of `technique`.
 
@@ -174,6 +176,7 @@ def register_method(
         targets (`Iterable[str]`, *optional*): the kinds of target it understands; none means it takes no target.
         paper (`str`, *optional*): the source of the formula.
         supports (`Iterable[str]`, *optional*): of "conv", "linear", "bert", "timm".
+        extra (`str`, *optional*): the extra of this package that installs what it needs beyond the core.
     """
     if technique not in TECHNIQUES:
         raise ValueError(f"Unknown technique {technique!r}; allowed are {', '.join(TECHNIQUES)}.")
@@ -184,7 +187,16 @@ def register_method(
         if (technique, name) in _METHODS:
             raise ValueError(f"The method {name!r} of {technique!r} is registered already.")
         _METHODS[technique, name] = Method(
-            technique, name, function, options, frozenset(needs), trains, frozenset(targets), paper, tuple(supports)
+            technique=technique,
+            name=name,
+            function=function,
+            options=options,
+            needs=frozenset(needs),
+            trains=trains,
+            targets=frozenset(targets),
+            paper=paper,
+            supports=tuple(supports),
+            extra=extra,
         )
         return function
 

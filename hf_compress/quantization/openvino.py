@@ -93,6 +93,7 @@ class OpenVinoOptions:
     options=OpenVinoOptions,
     paper="Jacob et al. 2018 (arXiv:1712.05877), Xiao et al. 2023 (arXiv:2211.10438)",
     supports=("conv", "linear", "bert", "timm"),
+    extra=EXTRA,
 )
 def quantize_openvino(model: nn.Module, options: OpenVinoOptions, context: StepContext) -> OVModel:
     """Export to OpenVINO, with int8 weights and activations, int8 weights alone, or in float.

@@ -108,30 +108,36 @@ def _run_study(path: str, overrides: Sequence[str], jobs: int) -> None:
     from .study_runner import run_study
 
     load_methods()
-    study = run_study(load_study(path, overrides), jobs=jobs)
-    failed = [run for run in study["runs"] if run["status"] != "done"]
+    study = load_study(path, overrides)
+    runs = run_study(study, jobs=jobs)["runs"]
+    failed = [run for run in runs if run["status"] != "done"]
+    if len(failed) < len(runs):
+        _show([study.output_dir], study.output_dir / "report", "en")
     for run in failed:
         print(f"{run['folder']}: {run.get('error', run['status'])}", file=sys.stderr)
     if failed:
-        raise CompressionError(f"{len(failed)} of {len(study['runs'])} runs failed; the others are done.")
+        raise CompressionError(f"{len(failed)} of {len(runs)} runs failed; the others are done.")
 
 
 def _report(options) -> None:
+    _show(options.paths, options.output, options.lang)
+
+
+def _show(paths: Sequence[Path], output: Path | None, lang: str) -> None:
+    """Print the table of the runs in `paths` and, into a folder, write all that can be said of them."""
     from .report.comparison import write_comparison
     from .report.page import write_comparison_pictures
     from .report.runs import comparison_table, read_runs, rows
 
-    records, problems = read_runs(options.paths)
+    records, problems = read_runs(paths)
     for problem in problems.values():
         print(f"left out: {problem}", file=sys.stderr)
     if not records:
         raise CompressionError("There is no finished run in these folders.")
     print(comparison_table(rows(records)))
-    if options.output is not None:
-        for path in write_comparison(
-            records, problems, options.output, options.lang, pictures=write_comparison_pictures
-        ):
-            if path.parent == options.output:
+    if output is not None:
+        for path in write_comparison(records, problems, output, lang, pictures=write_comparison_pictures):
+            if path.parent == output:
                 print(path)
 
 

@@ -16,6 +16,8 @@ from small_runs import image_recipe
 import hf_compress as hc
 from hf_compress.cli import main
 from hf_compress.errors import RecipeError
+from hf_compress.report.effort import machine_seconds
+from hf_compress.report.runs import read_runs
 from hf_compress.study import load_study
 
 
@@ -136,6 +138,9 @@ def test_stages_in_common_are_made_once_and_a_failure_is_kept(finished, tmp_path
     assert '"operation": "shared"' in (runs["more"] / "journal.jsonl").read_text()
     seconds = json.loads((runs["more"] / "results.json").read_text())["stages"][0]["seconds"]
     assert seconds["train"] > 0, "a shared stage costs what it cost whoever made it"
+    together, apart = machine_seconds(read_runs([folder])[0])
+    assert together < apart, "what is shared counts once"
+    assert {"comparison.csv", "experiment.md", "report.html"} < {path.name for path in (folder / "report").iterdir()}
     # as it would be alone
     alone = hc.run(image_recipe(tmp_path / "alone", [{"finetune": {}}, PRUNE, DISTILL]))
     assert stages(alone.output_dir) == stages(runs["more"])

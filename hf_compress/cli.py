@@ -58,9 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--lang", choices=("en", "zh"), default="en", help="the language of the document")
     report.set_defaults(verb=_report)
 
-    push = verbs.add_parser("push", help="upload the model, card and results of a finished run")
-    push.add_argument("run", type=Path, help="a run folder")
-    push.add_argument("--repo_id", required=True, help="user/name")
+    push = verbs.add_parser("push", help="upload model, card and results of a finished run, or of all runs of a study")
+    push.add_argument("run", type=Path, help="the folder of a run or of a study")
+    push.add_argument("--repo_id", required=True, help="user/name; of a study what user/name-<variant> begins with")
+    push.add_argument("--seeds", choices=("0", "all"), default="0", help="of a study: the runs with seed 0, or all")
     push.add_argument("--private", action="store_true")
     push.set_defaults(verb=_push)
 
@@ -142,9 +143,22 @@ def _show(paths: Sequence[Path], output: Path | None, lang: str) -> None:
 
 
 def _push(options) -> None:
-    from .publish import push_run
+    from .publish import push_run, push_study
 
-    print(push_run(options.run, options.repo_id, private=options.private))
+    if not (options.run / "study.json").exists():
+        print(push_run(options.run, options.repo_id, private=options.private))
+        return
+    pushed = push_study(options.run, options.repo_id, private=options.private, seeds=options.seeds)
+    for name, status in pushed.left_out.items():
+        print(f"left out: {name} ({status})", file=sys.stderr)
+    for run in pushed.runs:
+        print(f"{run.run}: {run.address}" if run.error is None else f"{run.run} -> {run.repo_id}: failed: {run.error}")
+    if pushed.collection is not None:
+        print(f"collection: {pushed.collection}")
+    if pushed.failed:
+        raise CompressionError(
+            f"{pushed.failed} uploads failed{f' ({pushed.error})' * bool(pushed.error)}; the same command tries again."
+        )
 
 
 def _run_journal(folder: Path) -> Journal:

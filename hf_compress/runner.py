@@ -29,6 +29,7 @@ from .errors import CompressionError, RecipeError
 from .journal import JOURNAL, Clock, Journal
 from .measurement import configure_threads, environment, has_fast_bf16
 from .models import load_model
+from .plan import PlannedStage, plan
 from .publish import push_run
 from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
@@ -45,46 +46,12 @@ from .training import Context, StepReport, apply_method
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PlannedStage:
-    """`step` is `None` for a model taken as it is; `source` is "model" (the recipe's), "teacher" or "previous"."""
-
-    name: str
-    step: Step | None
-    source: str
-
-
 @dataclass
 class Run:
     """A finished run: its folder and the content of its `results.json`."""
 
     output_dir: Path
     results: dict
-
-
-def plan(recipe: Recipe) -> list[PlannedStage]:
-    """The stages of a recipe, in order; exactly one is named `NN_baseline`."""
-    steps = recipe.steps
-    dense = [step.technique in ("finetune", "distill") for step in steps]
-    leading = dense.index(False) if False in dense else len(steps)
-    teacher_is_baseline = all(step.technique in ("finetune", "distill", "quantize") for step in steps) and any(
-        step.technique == "distill" for step in steps
-    )
-    stages: list[PlannedStage] = []
-    if teacher_is_baseline:
-        stages.append(PlannedStage("00_baseline", None, "teacher"))
-        stages += [
-            PlannedStage(f"{index + 1:02d}_{step.technique}", step, "previous" if index else "model")
-            for index, step in enumerate(steps)
-        ]
-        return stages
-    if leading == 0:
-        stages.append(PlannedStage("00_baseline", None, "model"))
-    for step in steps:
-        index = len(stages)
-        name = "baseline" if index == leading - 1 else step.technique
-        stages.append(PlannedStage(f"{index:02d}_{name}", step, "previous" if index else "model"))
-    return stages
 
 
 def run(recipe: str | Path | dict | Recipe, overrides: Sequence[str] = ()) -> Run:

@@ -1,8 +1,8 @@
 """A small Hub on 127.0.0.1, kept in memory, for tests of pushing and loading without a network.
 
 It speaks the part of the Hub's HTTP interface that `huggingface_hub`, `transformers` and `datasets` use to create
-repositories, commit files and read them back. Clients read `HF_ENDPOINT` when they are imported, so talk to it from a
-child process started with `HubServer.environment(home)`.
+repositories, commit files, read them back and gather them in collections. Clients read `HF_ENDPOINT` when they are
+imported, so talk to it from a child process started with `HubServer.environment(home)`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 import yaml
@@ -27,6 +27,7 @@ TOKEN = "hf_token_of_the_tests"
 USER = "tester"
 
 _REPO = r"(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)"
+_SLUG = r"(?P<slug>[^/]+/[^/]+)"
 _FILE = r"/(?:(?P<kind>datasets)/)?(?P<id>[^/]+/[^/]+)/(?:resolve|raw)/(?P<revision>[^/]+)/(?P<path>.+)"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
@@ -39,6 +40,10 @@ _ROUTES = [
     ("GET", rf"/api/{_REPO}/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?", "tree"),
     ("GET", rf"/api/{_REPO}/refs", "refs"),
     ("GET", rf"/api/{_REPO}(?:/revision/(?P<revision>[^/]+))?", "info"),
+    ("GET", r"/api/collections", "list_collections"),
+    ("POST", r"/api/collections", "create_collection"),
+    ("GET", rf"/api/collections/{_SLUG}", "collection"),
+    ("POST", rf"/api/collections/{_SLUG}/items", "add_item"),
     ("GET", _FILE, "file"),
 ]
 
@@ -86,7 +91,9 @@ class HubServer(ThreadingHTTPServer):
 
     Attributes:
         repos (`dict[tuple[str, str], Repo]`): by kind (`"models"` or `"datasets"`) and id.
+        collections (`dict[str, dict]`): by slug, as the interface gives them.
         requests (`list[str]`): `"METHOD path"` of every request so far.
+        cut (`set[str]`): ids of repositories whose commits end in a connection that is cut.
     """
 
     daemon_threads = True
@@ -94,7 +101,9 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[tuple[str, str], Repo] = {}
+        self.collections: dict[str, dict] = {}
         self.requests: list[str] = []
+        self.cut: set[str] = set()
         self.lock = threading.Lock()
 
     @property
@@ -242,6 +251,9 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.repo(kind, id, write=True)
         if revision != "main":
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        if id in self.server.cut:
+            self.close_connection = True  # without an answer
+            return
         files = dict(repo.files)
         for line in body.splitlines():
             entry = json.loads(line)
@@ -284,6 +296,46 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.repo(kind, id)
         entries = _entries(repo.commits[self.revision(repo, revision)])
         self.answer([entries[path] for path in json.loads(body)["paths"] if path in entries])
+
+    def list_collections(self, body: bytes) -> None:
+        signed_in = self.signed_in(needed=False)
+        owner = parse_qs(urlsplit(self.path).query).get("owner", [None])[0]
+        found = [entry for entry in self.server.collections.values() if owner in (None, entry["owner"]["name"])]
+        # the Hub lists at most four items of each, and says nothing of a position
+        plain = [{**entry, "items": entry["items"][:4]} for entry in found if signed_in or not entry["private"]]
+        self.answer([{key: value for key, value in entry.items() if key != "position"} for entry in plain])
+
+    def create_collection(self, body: bytes) -> None:
+        self.signed_in()
+        wanted = json.loads(body)
+        if wanted["namespace"] != USER:
+            raise HubError(403, f"You don't have the rights to create a collection for {wanted['namespace']}")
+        if not 0 < len(wanted["title"]) <= 60:
+            raise HubError(400, "Too big: expected string to have <=60 characters at title")
+        same = [slug for slug, entry in self.server.collections.items() if entry["title"] == wanted["title"]]
+        if same:
+            return self.answer({"error": "This collection exists already", "slug": same[0]}, 409)
+        title = re.sub(r"[^a-z0-9]+", "-", wanted["title"].lower()).strip("-")
+        slug = f"{USER}/{title}-{len(self.server.collections):024x}"
+        facts = {"slug": slug, "title": wanted["title"], "owner": {"name": USER}, "private": wanted["private"]}
+        facts |= {"items": [], "lastUpdated": "2026-01-01T00:00:00.000Z", "position": 0, "theme": "blue", "upvotes": 0}
+        self.server.collections[slug] = facts
+        self.answer(facts)
+
+    def collection(self, body: bytes, slug: str) -> None:
+        entry = self.server.collections.get(slug)
+        if entry is None or (entry["private"] and not self.signed_in(needed=False)):
+            raise HubError(404, "Collection not found")
+        self.answer(entry)
+
+    def add_item(self, body: bytes, slug: str) -> None:
+        self.signed_in()
+        items, wanted = self.server.collections[slug]["items"], json.loads(body)["item"]
+        self.repo(f"{wanted['type']}s", wanted["id"])
+        if any(item["id"] == wanted["id"] for item in items):
+            raise HubError(409, "This item is in the collection already")
+        items.append({"_id": f"{len(items):024x}", **wanted, "position": len(items)})
+        self.answer(self.server.collections[slug])
 
     def file(self, body: bytes, kind: str | None, id: str, revision: str, path: str) -> None:
         repo = self.repo(kind, id)

@@ -1,7 +1,12 @@
-"""Small real runs: recipes on the CIFAR-10 sample and on a tiny GLUE folder, with tiny models of random weights."""
+"""Small real runs: recipes on the CIFAR-10 sample and on a tiny GLUE folder, with tiny models of random weights.
+
+And runs that nobody ran: whole folders with the committed results of the quickstart and a model that loads.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +14,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "model_cards" / "quickstart"
+RESNET20 = ROOT / "hf_compress" / "data" / "models" / "hf_compress" / "resnet20_cifar10"
 WORDS = "the a film plot actor story is was feels good great fine bad dull awful poor very not so".split()
 
 
@@ -71,3 +79,42 @@ def make_text_root(root: Path) -> Path:
     BertForSequenceClassification(config).bert.save_pretrained(bert)
     BertTokenizerFast(vocab=str(bert / "vocab.txt"), do_lower_case=True, model_max_length=32).save_pretrained(bert)
     return root
+
+
+def finished_run(folder: Path, name: str = "fake", seed: int = 0, steps: int = 1) -> Path:
+    """Write the folder of a finished run of the first `steps` steps of the quickstart, at most three."""
+    from hf_compress.report import model_card  # reads torch, which some users of this module set up first
+
+    results = json.loads((QUICKSTART / "results.json").read_text())
+    results |= {"name": name, "seed": seed, "stages": results["stages"][: steps + 1]}
+    results["recipe"] |= {"name": name, "seed": seed, "steps": results["recipe"]["steps"][:steps]}
+    model = folder / "model"
+    model.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors"):
+        shutil.copyfile(RESNET20 / file, model / file)
+    results["stages"][-1]["size_bytes"] = (model / "model.safetensors").stat().st_size
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "results.md").write_text(f"# {name}\n")
+    (folder / "recipe.yaml").write_text(json.dumps(results["recipe"]))
+    (folder / "journal.jsonl").write_text('{"operation": "run", "status": "done"}\n')
+    shutil.copytree(QUICKSTART / "plots", folder / "plots")
+    (model / "README.md").write_text(model_card(results))
+    return folder
+
+
+def finished_study(folder: Path, runs: dict[str, int], seeds: tuple[int, ...] = (0,), **others: str) -> Path:
+    """Write the folder of a study with a [`finished_run`] of so many steps for each variant and seed.
+
+    `others` are variants without a run, by status.
+    """
+    entries = []
+    for variant, steps in runs.items():
+        for seed in seeds:
+            place = f"runs/{variant}/seed{seed}"
+            finished_run(folder / place, f"{folder.name}-{variant}", seed, steps)
+            entries.append({"variant": variant, "seed": seed, "folder": place, "status": "done"})
+    for variant, status in others.items():
+        place = f"runs/{variant}/seed0"
+        entries.append({"variant": variant, "seed": 0, "folder": place, "status": status, "error": "no luck"})
+    (folder / "study.json").write_text(json.dumps({"format_version": 1, "name": folder.name, "runs": entries}))
+    return folder

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "hf_compress"
 # each group imports only from itself, where it is not a technique, and from those before it
 GROUPS = [
     {"errors", "registry", "fields", "storage", "results", "journal", "locate", "store"},
-    {"recipe_text", "recipe", "study", "method_table", "tasks", "models", "metrics"},
+    {"recipe_text", "recipe", "study", "plan", "method_table", "tasks", "models", "metrics"},
     {"structure", "measurement", "allocate"},
     {"training"},
     {"pruning", "lowrank", "distillation", "quantization"},

@@ -30,14 +30,16 @@ VERBS = {
 }
 PIPELINES = {"text": "text-classification", "image": "image-classification"}
 AUTO_CLASSES = {"text": "ForSequenceClassification", "image": "ForImageClassification"}
+NO_ADDRESS = "path/to/model"  # in the loading code of a card whose repository nobody has named yet
 
 
-def model_card(results: dict, repo_id: str | None = None) -> str:
+def model_card(results: dict, repo_id: str | None = None, comparison: str | None = None) -> str:
     """The card of a run's last stage, with `model-index` metadata.
 
     Args:
         results (`dict`): the content of `results.json` with at least one stage.
         repo_id (`str`, *optional*): `user/name` on the Hub; `None` writes `path/to/model` in the loading code.
+        comparison (`str`, *optional*): a table of the study that the run belongs to, for a section of its own.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -53,13 +55,14 @@ def model_card(results: dict, repo_id: str | None = None) -> str:
         steps_text=", then ".join(VERBS[technique] for technique in _techniques(results)) or "nothing yet",
         headline=_headline(results, last),
         seed_note=f"One run with seed {results['seed']}; nothing was chosen on the evaluation split.",
-        load_code=_load_code(results, last, repo_id or "path/to/model"),
+        load_code=_load_code(results, last, repo_id or NO_ADDRESS),
         load_note=_load_note(last),
         stage_table=stage_table(results),
         has_latency_plot=served_latency(last) is not None,
         latency_table=latency_table(results),
         skipped=_skipped(results),
         seconds_table=seconds_table(results),
+        comparison=comparison,
         recipe_yaml=yaml.safe_dump(public_recipe(results["recipe"]), sort_keys=False, allow_unicode=True),
         setting=_setting(results),
         limits=_limits(results, last),

@@ -1,0 +1,50 @@
+"""The stages that the steps of a recipe make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .recipe import Recipe, Step
+
+
+DENSE = ("finetune", "distill")  # techniques that leave the model as it is built
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """`step` is `None` for a model taken as it is; `source` is "model" (the recipe's), "teacher" or "previous"."""
+
+    name: str
+    step: Step | None
+    source: str
+
+
+def plan(recipe: Recipe) -> list[PlannedStage]:
+    """The stages of a recipe, in order; exactly one is named `NN_baseline`."""
+    techniques = [step.technique for step in recipe.steps]
+    names = stage_names(techniques)
+    stages: list[PlannedStage] = []
+    if len(names) > len(techniques):
+        stages.append(PlannedStage(names[0], None, "teacher" if teacher_is_baseline(techniques) else "model"))
+    for index, (step, name) in enumerate(zip(recipe.steps, names[len(stages) :], strict=True)):
+        from_recipe = index == 0 and (not stages or stages[0].source == "teacher")
+        stages.append(PlannedStage(name, step, "model" if from_recipe else "previous"))
+    return stages
+
+
+def stage_names(techniques: Sequence[str]) -> list[str]:
+    """The names of the stages of steps of these techniques: of each step one, and before them the model as it came,
+    unless the steps train it first."""
+    dense = [technique in DENSE for technique in techniques]
+    leading = dense.index(False) if False in dense else len(dense)
+    if teacher_is_baseline(techniques) or leading == 0:
+        names = ["baseline", *techniques]
+    else:
+        names = [*techniques[: leading - 1], "baseline", *techniques[leading:]]
+    return [f"{index:02d}_{name}" for index, name in enumerate(names)]
+
+
+def teacher_is_baseline(techniques: Sequence[str]) -> bool:
+    """Whether the steps only distill, so that what they are compared with is the teacher."""
+    return "distill" in techniques and all(technique in (*DENSE, "quantize") for technique in techniques)

@@ -43,6 +43,14 @@ def test_every_row_of_results_in_the_readme_is_one_of_committed_results():
     assert rows and not [row for row in rows if row not in committed]
 
 
+def test_every_row_with_a_link_to_a_card_is_the_last_stage_of_its_results():
+    found = re.findall(r"^\| \[[^]]+\]\((model_cards/[^/)]+)/README.md\) (\|.*\|)$", README.read_text(), re.M)
+    assert len(found) > 5
+    for folder, cells in found:
+        last = stage_table(load_results(ROOT / folder)).splitlines()[-1]
+        assert cells == last[last.index("|", 1) :], folder
+
+
 @pytest.mark.parametrize("text", [README, *sorted((ROOT / "model_cards").rglob("*.md"))], ids=str)
 def test_every_link_to_a_file_leads_somewhere(text):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text.read_text()):

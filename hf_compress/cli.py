@@ -1,4 +1,4 @@
-"""The command line: `hf-compress run | study | report | push | journal | methods`."""
+"""The command line: `hf-compress run | study | report | push | journal | doctor | methods`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .journal import HUMAN_KINDS, JOURNAL, Journal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 2 the input cannot be worked with."""
+    """Entry point; returns the exit code: 0 done, 1 something is missing that a doctor looked for, 2 the
+    input cannot be worked with."""
     parser = _parser()
     options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     _set_up_logging(options.verbose)
     try:
-        options.verb(options)
+        return options.verb(options) or 0
     except CompressionError as error:
         print(f"hf-compress: {error}", file=sys.stderr)
         return 2
@@ -30,13 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # a full disk, a folder that may not be written: the message is the remedy, a traceback is not
         print(f"hf-compress: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-compress", description="Compress Transformers and timm models.")
     parser.add_argument("--verbose", action="store_true", help="also show what the libraries log")
-    verbs = parser.add_subparsers(required=True, metavar="run | study | report | push | journal | methods")
+    verbs = parser.add_subparsers(required=True, metavar="run | study | report | push | journal | doctor | methods")
 
     run = verbs.add_parser("run", help="run a recipe or a study, or finish one that was stopped")
     run.add_argument("recipe", help="a YAML file")
@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     show = journal_verbs.add_parser("show", help="print the journal")
     show.add_argument("run", type=Path, help="the folder of a run or of a study")
     show.set_defaults(verb=_journal_show)
+
+    doctor = verbs.add_parser("doctor", help="whether a recipe can run here, and about how long it would take")
+    doctor.add_argument("recipe", nargs="?", help="a YAML file of a recipe or a study; without one, the machine alone")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="such as size=full")
+    doctor.add_argument("--no-estimate", action="store_true", help="time nothing")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.set_defaults(verb=_doctor)
 
     methods = verbs.add_parser("methods", help="the methods: what each needs, and where it may stand in a recipe")
     methods.add_argument("--json", action="store_true", help="for machines")
@@ -198,6 +205,36 @@ def _shown(event: dict) -> str:
     seconds = f"{event['wall_seconds']:.1f} s" if "wall_seconds" in event else ""
     stage, status = texts.get("stage", "-"), texts.get("status", "")
     return f"{start}{stage:<16} {texts['operation']:<12} {seconds:>11}  {status}"
+
+
+def _doctor(options) -> int:
+    """0 if the recipe can run here, 1 if something is missing."""
+    from . import load_methods
+    from .doctor import doctor_json, doctor_text, estimate, findings, machine_findings
+
+    load_methods()
+    recipes = [] if options.recipe is None else _recipes(options.recipe, options.overrides)
+    found = machine_findings(Path(recipes[0].output_dir)) + findings(recipes) if recipes else machine_findings()
+    stages, why_not = [], None
+    missing = any(finding.state == "missing" for finding in found)
+    if recipes and not options.no_estimate:
+        try:
+            stages = estimate(recipes)
+        except CompressionError as error:
+            why_not = str(error).splitlines()[0]
+    print((doctor_json if options.json else doctor_text)(found, stages, why_not), end="")
+    return int(missing)
+
+
+def _recipes(path: str, overrides: Sequence[str]) -> list:
+    """The recipe in a file, or those of a study, as they run on this machine."""
+    from .recipe import load_recipe
+    from .runner import resolved
+    from .study import is_study, load_study
+
+    if not is_study(path):
+        return [resolved(load_recipe(path, overrides))]
+    return [resolved(run.recipe) for run in load_study(path, overrides).runs]
 
 
 def _methods(options) -> None:

@@ -48,3 +48,21 @@ def stage_names(techniques: Sequence[str]) -> list[str]:
 def teacher_is_baseline(techniques: Sequence[str]) -> bool:
     """Whether the steps only distill, so that what they are compared with is the teacher."""
     return "distill" in techniques and all(technique in (*DENSE, "quantize") for technique in techniques)
+
+
+def history(recipe: Recipe, stages: Sequence[PlannedStage], index: int) -> dict:
+    """What a stage of a (resolved) recipe is made from, and what it is measured at, JSON-plain: stages with the same
+    history are the same."""
+    plain = recipe.to_dict()
+    before = stages[: index + 1]
+    return {
+        **{key: plain[key] for key in ("task", "model", "training", "measure", "seed", "threads")},
+        "names": [stage.name for stage in before],
+        "sources": [teacher_of(stages) if stage.source == "teacher" else stage.source for stage in before],
+        "steps": [None if stage.step is None else stage.step.to_dict() for stage in before],
+    }
+
+
+def teacher_of(stages: Sequence[PlannedStage]) -> str:
+    """The teacher of a recipe that only distills into another student."""
+    return next(s.step.options.teacher for s in stages if s.step and s.step.technique == "distill")

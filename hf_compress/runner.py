@@ -29,7 +29,7 @@ from .errors import CompressionError, RecipeError
 from .journal import JOURNAL, Clock, Journal
 from .measurement import configure_threads, environment, has_fast_bf16
 from .models import load_model
-from .plan import PlannedStage, plan
+from .plan import PlannedStage, history, plan, teacher_of
 from .publish import push_run
 from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
@@ -150,7 +150,7 @@ class Runner:
         if self.store is None:
             self._produce(index, stage, self.output_dir / "stages" / ".work" / stage.name, self._folder(index))
             return
-        key = stage_key(self._history(index))
+        key = stage_key(history(self.recipe, self.stages, index))
         with self.store.lock(key) if self.state.is_main_process else nullcontext():
             self.state.wait_for_everyone()  # all look while the first process holds the lock, and before it goes on
             shared = self.store.has(key)
@@ -161,22 +161,6 @@ class Runner:
                 self.store.take(key, self._folder(index))
                 if shared:
                     self.journal.append(operation="shared", stage=stage.name, status="done", notes={"key": key})
-
-    def _history(self, index: int) -> dict:
-        """What the stage was made from, and what it was measured at: stages with the same history are the same."""
-        plain = self.recipe.to_dict()
-        steps = [None if stage.step is None else stage.step.to_dict() for stage in self.stages[: index + 1]]
-        sources = [stage.source for stage in self.stages[: index + 1]]
-        return {
-            **{key: plain[key] for key in ("task", "model", "training", "measure", "seed", "threads")},
-            "names": [stage.name for stage in self.stages[: index + 1]],
-            "sources": [self._teacher() if source == "teacher" else source for source in sources],
-            "steps": steps,
-        }
-
-    def _teacher(self) -> str:
-        """The teacher of a recipe that only distills into another student."""
-        return next(s.step.options.teacher for s in self.stages if s.step and s.step.technique == "distill")
 
     def _produce(self, index: int, stage: PlannedStage, work: Path, target: Path) -> None:
         """Make and measure the stage in `work`; it takes the name `target` when it is complete."""
@@ -287,7 +271,7 @@ class Runner:
         if stage.source == "previous":
             return load_stage(self._folder(index - 1), self.task)
         if stage.source == "teacher":
-            return load_model(self._teacher(), task=self.task)
+            return load_model(teacher_of(self.stages), task=self.task)
         spec = self.recipe.model
         return load_model(
             spec.name_or_path,
@@ -307,7 +291,7 @@ class Runner:
             record = read_json(self._folder(index) / "measurement.json")
             record.pop("cost")
             record["seconds"] = stage_seconds(self._folder(index), stage.name)
-            record["key"] = stage_key(self._history(index))
+            record["key"] = stage_key(history(self.recipe, self.stages, index))
             results["stages"].append(record)
         save_results(results, self.output_dir / "results.json")
         with whole_folder(self.output_dir / "model") as aside:

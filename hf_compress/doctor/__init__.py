@@ -1,0 +1,16 @@
+"""Whether a recipe can run on this machine, and about how long it would take."""
+
+from .estimate import StageEstimate, estimate
+from .findings import Finding, findings, machine_findings
+from .report import doctor_json, doctor_text
+
+
+__all__ = [
+    "Finding",
+    "StageEstimate",
+    "doctor_json",
+    "doctor_text",
+    "estimate",
+    "findings",
+    "machine_findings",
+]

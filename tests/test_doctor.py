@@ -9,8 +9,8 @@ from small_runs import image_recipe
 
 import hf_compress as hc
 from hf_compress.cli import main
-from hf_compress.doctor import findings as looked
-from hf_compress.doctor.estimate import _Speed, estimate
+from hf_compress.doctor import looks as looked
+from hf_compress.doctor.timing import _Speed, estimate
 from hf_compress.recipe import load_recipe
 from hf_compress.runner import resolved
 
@@ -21,7 +21,7 @@ QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     hc.load_methods()
-    monkeypatch.setattr("hf_compress.doctor.estimate.SECONDS", 0.05)
+    monkeypatch.setattr("hf_compress.doctor.timing.SECONDS", 0.05)
     monkeypatch.setenv("HF_COMPRESS_DATA", "")
 
 
@@ -115,6 +115,6 @@ def test_times_go_with_what_there_is_to_do(monkeypatch):
     recipe = yaml.safe_load(QUICKSTART.read_text())
     recipe["steps"] = [{"finetune": {"training": {"num_train_epochs": 2}}}]
     speed = _Speed(forward=0.001, training=0.01, peak_bytes=0)
-    monkeypatch.setattr("hf_compress.doctor.estimate._speed", lambda *_: speed)
+    monkeypatch.setattr("hf_compress.doctor.timing._speed", lambda *_: speed)
     (stage,) = estimate([resolved(load_recipe(recipe))])
     assert stage.train == pytest.approx(2 * 950 * 0.01) and stage.evaluate == pytest.approx(1000 * 0.001)

@@ -1,8 +1,8 @@
 """Whether a recipe can run on this machine, and about how long it would take."""
 
-from .estimate import StageEstimate, estimate
-from .findings import Finding, findings, machine_findings
+from .looks import Finding, findings, machine_findings
 from .report import doctor_json, doctor_text
+from .timing import StageEstimate, estimate
 
 
 __all__ = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from .estimate import StageEstimate
-from .findings import Finding
+from .looks import Finding
+from .timing import StageEstimate
 
 
 MARKS = {"ok": "+", "remote": "~", "note": "!", "missing": "x"}

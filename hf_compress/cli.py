@@ -17,7 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 something is missing that a doctor looked for, 2 the
     input cannot be worked with."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if hasattr(options, "overrides") and not any(text.startswith("-") for text in rest):
+        options.overrides += rest  # key=value may stand behind a flag too
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding does not have are shown escaped
             stream.reconfigure(errors="backslashreplace")

@@ -16,7 +16,7 @@ from .errors import RecipeError
 from .fields import from_mapping
 from .recipe_text import apply_overrides, choose_size, read_yaml
 from .registry import TECHNIQUES, Target, get_method, methods, nearest
-from .tasks import TaskSpec
+from .tasks import SAMPLE, TaskSpec
 
 
 DEFAULT_METHODS = {"finetune": "full", "distill": "logits", "factorize": "svd", "quantize": "openvino"}
@@ -165,9 +165,13 @@ class Recipe:
         return recipe
 
     def identity(self) -> str:
-        """Hash of what determines the result: task, model, training, steps and seed; no paths, no Hub settings."""
+        """Hash of what determines the result: task, model, training, steps and seed; no paths, no Hub settings.
+
+        The sample of the package is other data, not another place of the same.
+        """
         plain = self.to_dict()
-        plain["task"].pop("data_dir")
+        if plain["task"]["data_dir"] != SAMPLE:
+            plain["task"].pop("data_dir")
         kept = {key: plain[key] for key in ("task", "model", "training", "steps", "seed")}
         kept["precision"] = plain["measure"]["precision"]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

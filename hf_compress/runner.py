@@ -40,7 +40,7 @@ from .storage import NO_ROOM, explain_full_disk, read_json, whole_folder, write_
 from .store import StageStore, stage_key
 from .structure import track
 from .tasks import Task, load_task
-from .training import Context, StepReport, apply_method
+from .training import Context, StepReport, apply_method, check_training
 
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,9 @@ class Runner:
             self._lock.release()  # a notebook keeps an error and with it this runner, and may run the recipe again
 
     def _run(self) -> Run:
+        check_training(self.recipe.training)
+        for index, step in enumerate(self.recipe.steps):
+            check_training(step.training, f"steps.{index}.{step.technique}.training")
         if self.state.is_main_process:
             _make_folder(self.output_dir)
             try:
@@ -130,13 +133,27 @@ class Runner:
             except RecipeError as error:
                 raise CompressionError(f"{path}: this folder's recipe cannot be read: {error}") from None
             if other.identity() != self.recipe.identity():
-                raise CompressionError(
-                    f"{self.output_dir} holds a run of another recipe (task, model, training, steps or seed differ "
-                    f"from {path}); give another output_dir, or remove the folder."
-                )
+                if not self._may_follow(other):
+                    raise CompressionError(
+                        f"{self.output_dir} holds a run of another recipe (task, model, training, steps or seed "
+                        f"differ from {path}); give another output_dir, or remove the folder."
+                    )
+                shutil.rmtree(self.output_dir / "stages" / ".work", ignore_errors=True)
         write_text(path, self.recipe.to_yaml())
         write_json(self.output_dir / "environment.json", environment())
         self.journal.append(operation="run", status="started", threads=self.recipe.threads)
+
+    def _may_follow(self, other: Recipe) -> bool:
+        """Whether nothing is lost if this recipe goes on where `other` ended: its stages are all stages of this one
+        too, and none is half-made. So it is after a step was refused and the recipe corrected."""
+        if (self.output_dir / "results.json").exists():
+            return False
+        theirs, folder = plan(other), self.output_dir / "stages"
+        finished = [index for index, stage in enumerate(theirs) if (folder / stage.name).is_dir()]
+        return not any(path.is_dir() for path in (folder / ".work").glob("*/*")) and all(
+            index < len(self.stages) and history(other, theirs, index) == history(self.recipe, self.stages, index)
+            for index in finished
+        )
 
     def _folder(self, index: int) -> Path:
         return self.output_dir / "stages" / self.stages[index].name

@@ -94,6 +94,7 @@ def test_an_engine_that_is_not_installed(monkeypatch, capsys, tmp_path):
 def test_the_output_folder_is_looked_at(capsys, tmp_path):
     recipe = image_recipe(tmp_path, [{"finetune": {}}])
     hc.run(recipe)
+    capsys.readouterr()
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     name = str(load_recipe(path).output_dir)

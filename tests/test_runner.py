@@ -139,7 +139,12 @@ def test_distilling_into_another_student_has_the_teacher_as_baseline(tmp_path, t
         ({"task": {"name": "cifar10", "data_dir": "/nowhere"}}, CompressionError, "/nowhere"),
         ({"model": {"name_or_path": "/nowhere/model"}}, CompressionError, "/nowhere/model"),
         ({"steps": [{"prune": {"method": "magnitude", "target": {"macs": 0.0001}}}]}, CompressionError, "reach"),
-        ({"training": {"lerning_rate": 1}, "steps": [{"finetune": {}}]}, RecipeError, "learning_rate"),
+        ({"training": {"lerning_rate": 1}}, RecipeError, "learning_rate"),
+        (
+            {"steps": [PRUNE, {"distill": {"teacher": "baseline", "training": {"lerning_rate": 1}}}]},
+            RecipeError,
+            r"steps\.1\.distill\.training\.lerning_rate.*learning_rate",
+        ),
     ],
 )
 def test_a_refused_run_leaves_nothing_half_written(tmp_path, changes, error, message):
@@ -150,6 +155,22 @@ def test_a_refused_run_leaves_nothing_half_written(tmp_path, changes, error, mes
     assert not (tmp_path / "run" / "results.json").exists()
     assert not list((tmp_path / "run" / "stages").glob("01_*"))
     assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+def test_a_corrected_recipe_goes_on_with_the_stages_that_are_its_own(tmp_path):
+    beyond = {"prune": {"method": "magnitude", "target": {"macs": 0.0001}}}
+    recipe = image_recipe(tmp_path / "run", [{"finetune": {}}, beyond])
+    with pytest.raises(CompressionError, match="reach"):
+        run(recipe)
+    made = tmp_path / "run" / "stages" / "00_baseline" / "model.safetensors"
+    before = made.stat().st_mtime_ns
+    with pytest.raises(CompressionError, match="another recipe"):  # whose baseline is another one
+        run({**recipe, "seed": 7})
+    finished = run({**recipe, "steps": [{"finetune": {}}, PRUNE]})
+    assert made.stat().st_mtime_ns == before
+    assert [stage["name"] for stage in finished.results["stages"]] == ["00_baseline", "01_prune"]
+    with pytest.raises(CompressionError, match="another recipe"):  # a finished run is nobody else's
+        run({**recipe, "steps": [{"finetune": {}}, PRUNE, {"distill": {"teacher": "baseline"}}]})
 
 
 def test_two_processes_give_the_results_of_one(tmp_path, text_root):

@@ -125,6 +125,7 @@ def duration(seconds: float) -> str:
 
 
 def short_layer(name: str) -> str:
-    """`bert.encoder.layer.3.intermediate.dense` -> `3.intermediate.dense`."""
+    """`bert.encoder.layer.3.attention.self.query` -> `3.attention.self.query`: from the last number on, or the end."""
     parts = name.split(".")
-    return ".".join(parts[-3:]) if len(parts) > 3 else name
+    numbers = [index for index, part in enumerate(parts[:-1]) if part.isdigit()]
+    return ".".join(parts[numbers[-1] if numbers else -3 :])

@@ -1,7 +1,17 @@
 """Tasks: CIFAR-10 and the nine subsets of GLUE, from the Hub or from local copies in any common form."""
 
 from .dataset import Batch, BatchDataset, ImageDataset, TextDataset
-from .task import Task, TaskData, TaskSpec, load_task
+from .task import SAMPLE, Task, TaskData, TaskSpec, load_task
 
 
-__all__ = ["Batch", "BatchDataset", "ImageDataset", "Task", "TaskData", "TaskSpec", "TextDataset", "load_task"]
+__all__ = [
+    "SAMPLE",
+    "Batch",
+    "BatchDataset",
+    "ImageDataset",
+    "Task",
+    "TaskData",
+    "TaskSpec",
+    "TextDataset",
+    "load_task",
+]

@@ -100,7 +100,7 @@ def build_arguments(values: dict[str, Any], output_dir: str | os.PathLike, seed:
     Raises:
         `RecipeError`: names an unknown field with the nearest known one, or a value of the wrong type or range.
     """
-    _check(values)
+    check_training(values)
     threads = torch.get_num_threads()
     settings = {**COMMON, **values}
     settings.setdefault("use_cpu", not torch.accelerator.is_available())
@@ -123,15 +123,20 @@ def _bf16_by_default(use_cpu: bool) -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _check(values: dict[str, Any]) -> None:
+def check_training(values: dict[str, Any], path: str = "training") -> None:
+    """Refuse a training block, found at `path` of a recipe, that names unknown fields or has values of another type.
+
+    Raises:
+        `RecipeError`: names the field by its path, and the nearest known one.
+    """
     known = {field.name: field for field in fields(TrainingArguments) if field.init}
     for name, value in values.items():
         if name in RESERVED:
-            raise RecipeError(f"training.{name}: this is not set here; use {RESERVED[name]}.")
+            raise RecipeError(f"{path}.{name}: this is not set here; use {RESERVED[name]}.")
         if name not in known:
             allowed = [key for key in known if key not in RESERVED]
             raise RecipeError(
-                f"training.{name}: unknown field{nearest(name, allowed)}; allowed are the fields of "
+                f"{path}.{name}: unknown field{nearest(name, allowed)}; allowed are the fields of "
                 "transformers.TrainingArguments."
             )
         kind = known[name].type
@@ -146,4 +151,4 @@ def _check(values: dict[str, Any]) -> None:
         if name in POSITIVE:
             fits, wanted = fits and value > 0, f"{wanted} above 0"
         if not fits:
-            raise RecipeError(f"training.{name}: got {value!r} ({type(value).__name__}); allowed is {wanted}.")
+            raise RecipeError(f"{path}.{name}: got {value!r} ({type(value).__name__}); allowed is {wanted}.")

@@ -195,7 +195,7 @@ def test_lowest_reachable_target_can_be_reached():
 
 def test_target_that_is_met_already():
     model, dense = cases.make("bert"), cases.make("bert")
-    with pytest.raises(TargetError, match="met already|already"):
+    with pytest.raises(TargetError, match="already"):
         prune(model, target={"macs": 1.0})
     prune(model, target={"params": 0.6, "scope": "encoder"})
     with pytest.raises(TargetError, match="already"):

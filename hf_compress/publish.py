@@ -122,8 +122,8 @@ def push_study(study_dir: str | Path, repo_id: str, *, private: bool = False, se
     answer = PushedStudy(left_out={_name(run): run["status"] for run in study["runs"] if run["status"] != "done"})
     comparison = _comparison([study_dir / run["folder"] for run in done])
     for run, name in zip(chosen, names, strict=True):
+        logger.info("Pushing %s to %s", _name(run), name)
         answer.runs.append(_push_one(api, study_dir / run["folder"], _name(run), name, comparison, private))
-        logger.info("%s: %s", answer.runs[-1].run, answer.runs[-1].address or answer.runs[-1].error)
     pushed = [run.repo_id for run in answer.runs if run.error is None]
     if pushed:
         _collect(api, study["name"], pushed, private, answer)
@@ -193,8 +193,9 @@ def _name(run: dict) -> str:
 
 def _comparison(folders: Sequence[Path]) -> str:
     """The study's table: how each run ended, and the dense models that they started from."""
+    records = [record for folder in folders if folder.is_dir() for record in read_runs([folder])[0]]  # in their order
     table, seen = [], set()
-    for row in rows(read_runs([folder for folder in folders if folder.is_dir()])[0]):
+    for row in rows(records):
         dense = row.stage.endswith("_baseline")
         figures = tuple(row.figures.get(name) for name in ("metric", "params", "size_bytes"))
         if row.last or (dense and figures not in seen):

@@ -92,7 +92,7 @@ def test_an_engine_that_is_not_installed(monkeypatch, capsys, tmp_path):
 
 
 def test_the_output_folder_is_looked_at(capsys, tmp_path):
-    recipe = image_recipe(tmp_path, [{"finetune": {}}])
+    recipe = image_recipe(tmp_path / "run", [{"finetune": {}}])
     hc.run(recipe)
     capsys.readouterr()
     path = tmp_path / "recipe.yaml"

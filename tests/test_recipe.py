@@ -184,7 +184,7 @@ def test_numbers_are_those_of_yaml_1_2(tmp_path):
     ("change", "same"),
     [
         ("output_dir=/elsewhere", True),
-        ("task.data_dir=/elsewhere", True),
+        ("task.data_dir=/elsewhere", False),  # the sample is other data
         ("hub.repo_id=me/x", True),
         ("threads=7", True),
         ("measure.batch=3", True),
@@ -198,6 +198,11 @@ def test_numbers_are_those_of_yaml_1_2(tmp_path):
 )
 def test_the_identity_is_what_determines_the_result(change, same):
     assert (load_recipe(BASE, [change]).identity() == load_recipe(BASE).identity()) is same
+
+
+def test_where_the_same_data_lie_does_not_matter():
+    here, there = (load_recipe(BASE, [f"task.data_dir={place}"]).identity() for place in ("/here", "/there"))
+    assert here == there == load_recipe(BASE, ["task.data_dir=null"]).identity()
 
 
 @dataclasses.dataclass

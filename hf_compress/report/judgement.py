@@ -182,7 +182,9 @@ def frontiers(rows: Sequence[Row], spent: Sequence[Effort], words: Words) -> lis
         group = _group(key, words)
         for name, cost in COSTS.items():
             points = [(row, cost(row), mean(row, "metric")) for row in members]
-            points = [(row, x, y) for row, x, y in points if x is not None and y is not None]
+            known = [(row, x, y) for row, x, y in points if x is not None and y is not None]
+            # recipes that share their dense model, or a stage, have it once
+            points = list({(x, y): (row, x, y) for row, x, y in reversed(known)}.values())[::-1]
             if len(points) > 1:
                 best = [points[index] for index in frontier([(x, y) for _, x, y in points])]
                 title = words(f"frontier.{name}") + (f"{words('colon')}{group}" if len(found) > 1 else "")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .frontier import frontier
-from .runs import Figure, Row, RunRecord, rows
+from .runs import Figure, Row, RunRecord, recipes, rows
 from .tables import baseline_stage, main_metric, served_latency
 
 
@@ -94,13 +94,10 @@ class Board:
 
 def entries(records: Sequence[RunRecord]) -> list[Entry]:
     """The recipes in the order of their first runs, numbered from 1."""
-    members: dict[tuple[str, str], list[RunRecord]] = {}
-    for record in records:
-        members.setdefault((record.results["task"]["name"], str(record.results.get("name"))), []).append(record)
-    stages: dict[tuple[str, str], list[Row]] = {}
+    stages: dict[str, list[Row]] = {}
     for row in rows(records):
-        stages.setdefault((row.task, row.run), []).append(row)
-    return [Entry(number, stages[key], found) for number, (key, found) in enumerate(members.items(), start=1)]
+        stages.setdefault(row.run, []).append(row)
+    return [Entry(number, stages[name], found) for number, (name, found) in enumerate(recipes(records).items(), 1)]
 
 
 def known(figure: Figure | None) -> Figure | None:

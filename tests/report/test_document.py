@@ -309,6 +309,8 @@ def test_the_command_writes_every_file_in_both_languages_and_twice(study, capsys
         "evaluate",
         "experiment.md",
         "experiment.zh.md",
+        "plots",
+        "report.html",
     }
     captured = capsys.readouterr()
     assert str(out / "experiment.zh.md") in captured.out and "int8/seed2: the run failed" in captured.err

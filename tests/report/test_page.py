@@ -132,19 +132,21 @@ def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
 
 
 def test_two_thousand_runs_take_little_memory(tmp_path):
-    """In a process of its own; how long it takes is not asserted, only that it ends."""
+    """In a process of its own, beyond what importing PyTorch and Transformers takes; that it ends is all that is asked
+    of its time."""
     study(tmp_path / "study", recipes=400, seeds=5)
     code = (
-        "import resource, sys\n"
+        "import sys\n"
+        "from hf_compress.journal import peak_memory\n"
         "from hf_compress.cli import main\n"
-        "code = main(sys.argv[1:])\n"
-        "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+        "before = peak_memory()\n"
+        "print(main(sys.argv[1:]), peak_memory() - before, file=sys.stderr)\n"
     )
     arguments = ["report", str(tmp_path / "study"), "--output", str(tmp_path / "report")]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=900)
-    code, peak = done.stderr.split()[-2:]
+    code, more = done.stderr.split()[-2:]
     assert code == "0", done.stderr
-    assert int(peak) * 1024 < 2**30
+    assert int(more) < 2**28
     for name in ("comparison.md", "comparison.csv", "experiment.md", "report.html"):
         assert (tmp_path / "report" / name).stat().st_size > 1000
 

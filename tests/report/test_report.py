@@ -179,7 +179,8 @@ def test_the_report_is_written_and_every_plot_is_a_picture(results, tmp_path):
     (write_report_folder / "model").mkdir(parents=True)
     write_report(results, write_report_folder)
     names = {path.name for path in (write_report_folder / "plots").iterdir()}
-    assert names == {"accuracy_latency.png", "accuracy_size.png", "layers.png", "seconds.png", "epochs.png"}
+    plots = ("accuracy_latency", "accuracy_size", "layers", "seconds", "epochs")
+    assert names == {f"{plot}.{kind}" for plot in plots for kind in ("png", "svg")}
     for path in (write_report_folder / "plots").iterdir():
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert "01_prune: target macs 0.5 was missed" in (write_report_folder / "results.md").read_text()

@@ -29,10 +29,10 @@ ENVIRONMENT = {
 
 def latency_rows(fraction: float, dense: float, quantized: bool, chance: random.Random) -> list[dict]:
     def row(role: str, runtime: str, precision: str, p50: float) -> dict:
-        times = sorted(p50 * (1 + abs(chance.gauss(0, 0.06)) * (index - 6) / 10) for index in range(21))
-        times[10] = p50
+        below = sorted(p50 * (1 - min(0.5, abs(chance.gauss(0, 0.02)))) for _ in range(10))
+        times = [*below, p50, *sorted(p50 * (1 + abs(chance.gauss(0, 0.06))) for _ in range(10))]
         settings = {"role": role, "runtime": runtime, "precision": precision, "batch": 128, "length": None}
-        figures = {"p50": p50, "p90": p50 * 1.15, "mean": p50 * 1.03, "samples": 60, "quantiles": sorted(times)}
+        figures = {"p50": p50, "p90": p50 * 1.15, "mean": p50 * 1.03, "samples": 60, "quantiles": times}
         return {**settings, "threads": 2, **figures}
 
     own = (

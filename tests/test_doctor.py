@@ -9,7 +9,7 @@ from small_runs import image_recipe
 
 import hf_compress as hc
 from hf_compress.cli import main
-from hf_compress.doctor import looks as looked
+from hf_compress.doctor import checks
 from hf_compress.doctor.timing import _Speed, estimate
 from hf_compress.recipe import load_recipe
 from hf_compress.runner import resolved
@@ -84,7 +84,7 @@ def test_a_recipe_that_is_none_is_refused(tmp_path, capsys):
 
 
 def test_an_engine_that_is_not_installed(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(looked, "_installed", lambda module: False)
+    monkeypatch.setattr(checks, "_installed", lambda module: False)
     code, content = told(capsys, QUICKSTART, f"output_dir={tmp_path / 'out'}", "--no-estimate")
     assert code == 1
     remedies = [finding["remedy"] for finding in content["findings"] if finding["state"] == "missing"]

@@ -1,6 +1,6 @@
 """Whether a recipe can run on this machine, and about how long it would take."""
 
-from .looks import Finding, findings, machine_findings
+from .checks import Finding, findings, machine_findings
 from .report import doctor_json, doctor_text
 from .timing import StageEstimate, estimate
 

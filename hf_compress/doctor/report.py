@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from .looks import Finding
+from .checks import Finding
 from .timing import StageEstimate
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from .runs import RunRecord
-from .tradeoffs import Entry, model_name
+from .tradeoffs import Entry, short_model_name
 
 
 MOST_WARNINGS = 100
@@ -71,7 +71,7 @@ def settings(records: Sequence[RunRecord], words: Mapping[str, str]) -> list[dic
     for record in records:
         by_task.setdefault(record.results["task"]["name"], []).append(record.results)
     for task, results in by_task.items():
-        models = ", ".join(dict.fromkeys(map(model_name, results)))
+        models = ", ".join(dict.fromkeys(map(short_model_name, results)))
         facts = [
             (words["models"], models),
             (words["split"], _same((r["task"].get("eval_split") for r in results), words)),

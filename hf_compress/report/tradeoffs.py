@@ -172,7 +172,7 @@ def _dense_points(group: list[Entry], of: Callable) -> Iterator[Point]:
     for made in models.values():
         x, y = (known(Figure.of(value(*pair) for pair in made.values())) for value in (of, main_value))
         if x and y:
-            yield Point(None, model_name(next(iter(made.values()))[0]), "dense", x, y)
+            yield Point(None, short_model_name(next(iter(made.values()))[0]), "dense", x, y)
 
 
 def _marks(group: list[Entry]) -> dict[str, float]:
@@ -190,7 +190,7 @@ def _marks(group: list[Entry]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def model_name(results: dict) -> str:
+def short_model_name(results: dict) -> str:
     """The last part of the name of the model that a recipe starts from."""
     model = results["recipe"].get("model")
     name = model.get("name_or_path") if isinstance(model, dict) else None

@@ -79,9 +79,9 @@ ENGLISH = {
     "data.hub": "the Hub's, or a local copy under its name",
     "data.sample": "the sample in the package",
     "data.local": "local copy",
-    "data.holdout": "{share:.0%} of the training split, chosen by a hash of the index, are held out: every choice "
-    "(what to cut, ranks, sensitivity, early stopping) was made on them. The evaluation split was used only for the "
-    "figures reported here.",
+    "data.holdout": "{share:.0%} of the training split, chosen by a hash of the index, are held out: nothing is "
+    "trained on them, and they are watched after every epoch. Examples to calibrate with come from the rest of that "
+    "split. The steps used the evaluation split only for the figures reported here.",
     # 4
     "process": "Process",
     "process.note": "From the journals of the runs; times are UTC, seconds are wall time and hold for the recorded "
@@ -241,8 +241,8 @@ CHINESE = {
     "data.hub": "Hub（或同名的本地副本）",
     "data.sample": "软件包自带的样本",
     "data.local": "本地副本",
-    "data.holdout": "训练集的 {share:.0%} 按样本序号的哈希值划为留出集，所有选择（剪哪些结构、秩的分配、敏感度分析、"
-    "早停）都在留出集上进行；评测集只用于得到本文报告的数值。",
+    "data.holdout": "训练集的 {share:.0%} 按样本序号的哈希值划为留出集，不参与训练，只在每个 epoch 之后用来观察；"
+    "校准样本取自训练集的其余部分；各步骤只用评测集得到本文报告的数值。",
     "process": "实验过程",
     "process.note": "根据各次运行的日志（journal）整理。时间为 UTC；用时为所记录操作的实际耗时（wall time，秒），"
     "峰值内存为进程的峰值。",

@@ -81,7 +81,7 @@ def write_run(folder, *steps, seed=0, name="run", keys=True, shared=(), change=N
         "recipe": recipe(name, seed, [part[0] for part in steps]),
         "seed": seed,
         "environment": ENVIRONMENT,
-        "task": TASK,
+        "task": dict(TASK),
         "stages": stages,
     }
     if change:

@@ -6,6 +6,7 @@ import copy
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from many_runs import TASK
 
 from hf_compress.errors import CompressionError
 from hf_compress.report import model_card, plot_all, print_stages, stage_table, write_report
@@ -49,14 +50,7 @@ def results():
             "hub": {},
         },
         "environment": {"cpu": "CPU <1>", "instruction_sets": ["avx2"], "threads": 2, "versions": {"torch": "2"}},
-        "task": {
-            "name": "cifar10",
-            "modality": "image",
-            "main_metric": "accuracy",
-            "hub_dataset": "uoft-cs/cifar10",
-            "hub_config": "plain_text",
-            "eval_split": "test",
-        },
+        "task": dict(TASK),
         "stages": [
             {
                 "name": "00_baseline",

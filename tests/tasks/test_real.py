@@ -23,6 +23,14 @@ pytestmark = [
 ]
 
 
+def test_what_one_answer_to_all_pairs_of_mrpc_scores():
+    """The F1 that the README names beside those of the models."""
+    task = load_task(TaskSpec("glue", "mrpc"))
+    labels = task.read()["validation"].labels
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f'saying "equivalent" of every pair gives {2 * labels.mean() / (labels.mean() + 1):.3f}' in readme
+
+
 @pytest.mark.parametrize("name", ["cola", "sst2", "mrpc", "stsb", "wnli"])
 def test_tsv_and_parquet_give_identical_examples(name):
     root = Path(os.environ["HF_COMPRESS_DATA"].split(os.pathsep)[0])

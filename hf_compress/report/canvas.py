@@ -115,11 +115,11 @@ def legend_below(figure: Figure, handles: Sequence = (), texts: Sequence[str] = 
 
 
 def duration(seconds: float) -> str:
-    """`4530` -> `"1 h 16 min"`, `524` -> `"8.7 min"`, `9.25` -> `"9.25 s"`."""
+    """`4530` -> `"1 h 16 min"`, `524` -> `"8.7 min"`, `1500` -> `"25 min"`, `9.25` -> `"9.25 s"`."""
     if seconds < 99.5:
         return f"{seconds:.3g} s"
     if seconds < 3570:
-        return f"{seconds / 60:.1f} min"
+        return f"{seconds / 60:.{1 if seconds < 595 else 0}f} min"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours < 100 else f"{hours:,} h"
 

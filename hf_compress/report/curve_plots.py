@@ -70,7 +70,8 @@ def _draw_groups(axes: Axes, groups: dict[str, list[tuple[float, float]]], quant
         return min(values) if quantity == "metric" else -max(values)
 
     worst = sorted(groups, key=harm)[:MOST_NAMED_GROUPS]
-    for name, points in groups.items():
+    for name in (*worst, *(group for group in groups if group not in worst)):
+        points = groups[name]
         color = COLORS[worst.index(name)] if name in worst else SOFT
         look = {"linewidth": 1.5, "marker": "o", "zorder": 3} if name in worst else {"linewidth": 0.8, "alpha": 0.5}
         label = plain(short_layer(name), 30) if name in worst else None

@@ -13,7 +13,7 @@ from ..storage import whole_folder, write_text
 from .canvas import INK, PAPER, RULE, SOFT, duration
 from .comparison_plots import plot_comparison, plot_files
 from .effort import Effort, efforts, machine_seconds
-from .page_facts import settings, steps_of, warnings_of
+from .page_facts import counted, settings, steps_of, warnings_of
 from .page_tables import chief_boards, frontier_sheet, recipes_sheet, stages_sheet
 from .page_words import PAGE_WORDS
 from .runs import RunRecord
@@ -91,7 +91,7 @@ def _content(records: Sequence[RunRecord], problems: Mapping, plots_folder: Path
     return {
         "tasks": tasks,
         "headline": words["headline"].format(
-            recipes=_counted(words, "recipe", len(found)), runs=_counted(words, "run", len(records)), tasks=tasks
+            recipes=counted(words, "recipe", len(found)), runs=counted(words, "run", len(records)), tasks=tasks
         ),
         "tiles": _tiles(records, found, chief, best, spent, words),
         "contents": [(name, words[name]) for name, there in sections.items() if there],
@@ -118,10 +118,6 @@ def _content(records: Sequence[RunRecord], problems: Mapping, plots_folder: Path
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _counted(words: Mapping[str, str], what: str, number: int) -> str:
-    return words[f"{what}_one"] if number == 1 else words[f"{what}_many"].format(n=f"{number:,}")
 
 
 def _tiles(records, found: list[Entry], chief: list, best: set[int], spent: list[Effort], words) -> list[dict]:

@@ -87,9 +87,14 @@ def settings(records: Sequence[RunRecord], words: Mapping[str, str]) -> list[dic
             (words["threads"], _text(kept["threads"], words)),
             (words["versions"], _text(kept["versions"], words)),
         ]
-        number = f" ({times} {words['runs']})" if len(environments) > 1 else ""
+        number = f" ({counted(words, 'run', times)})" if len(environments) > 1 else ""
         blocks.append({"title": words["environment"] + number, "facts": facts})
     return blocks
+
+
+def counted(words: Mapping[str, str], what: str, number: int) -> str:
+    """`1 run`, `2,000 runs`, in the words of the page."""
+    return words[f"{what}_one"] if number == 1 else words[f"{what}_many"].format(n=f"{number:,}")
 
 
 def _same(values: Iterable[Any], words: Mapping[str, str]) -> str:

@@ -214,31 +214,46 @@ def _shown(event: dict) -> str:
 def _doctor(options) -> int:
     """0 if the recipe can run here, 1 if something is missing."""
     from . import load_methods
-    from .doctor import doctor_json, doctor_text, estimate, findings, machine_findings
+    from .doctor import (
+        Estimate,
+        Finding,
+        doctor_json,
+        doctor_text,
+        estimate,
+        findings,
+        machine_findings,
+        resource_findings,
+    )
+    from .errors import TargetError, UnsupportedModelError
 
     load_methods()
-    recipes = [] if options.recipe is None else _recipes(options.recipe, options.overrides)
-    found = machine_findings(Path(recipes[0].output_dir)) + findings(recipes) if recipes else machine_findings()
-    stages, why_not = [], None
-    missing = any(finding.state == "missing" for finding in found)
+    recipes, store = ([], None) if options.recipe is None else _recipes(options.recipe, options.overrides)
+    folder = Path(recipes[0].output_dir if recipes else ".")
+    found, timed, why_not = machine_findings(folder) + findings(recipes, store), Estimate(), None
     if recipes and not options.no_estimate:
         try:
-            stages = estimate(recipes)
+            timed = estimate(recipes, store)
+            found += resource_findings(timed, folder)
+        except (TargetError, UnsupportedModelError) as error:  # known before the hours that lead up to it
+            why_not = "a step would be refused"
+            found.append(Finding("recipe", "steps", "missing", str(error)))
         except CompressionError as error:
-            why_not = str(error).splitlines()[0]
-    print((doctor_json if options.json else doctor_text)(found, stages, why_not), end="")
-    return int(missing)
+            missing = any(finding.state == "missing" for finding in found)
+            why_not = "it needs what is missing" if missing else str(error).splitlines()[0]
+    print((doctor_json if options.json else doctor_text)(found, timed, why_not), end="")
+    return int(any(finding.state == "missing" for finding in found))
 
 
-def _recipes(path: str, overrides: Sequence[str]) -> list:
-    """The recipe in a file, or those of a study, as they run on this machine."""
+def _recipes(path: str, overrides: Sequence[str]) -> tuple[list, Path | None]:
+    """The recipe in a file, or those of a study, as they run here, and where those of a study share their stages."""
     from .recipe import load_recipe
     from .runner import resolved
     from .study import is_study, load_study
 
     if not is_study(path):
-        return [resolved(load_recipe(path, overrides))]
-    return [resolved(run.recipe) for run in load_study(path, overrides).runs]
+        return [resolved(load_recipe(path, overrides))], None
+    study = load_study(path, overrides)
+    return [resolved(run.recipe) for run in study.runs], study.output_dir / "stages"
 
 
 def _methods(options) -> None:

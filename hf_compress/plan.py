@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .recipe import Recipe, Step
 
@@ -66,3 +67,15 @@ def history(recipe: Recipe, stages: Sequence[PlannedStage], index: int) -> dict:
 def teacher_of(stages: Sequence[PlannedStage]) -> str:
     """The teacher of a recipe that only distills into another student."""
     return next(s.step.options.teacher for s in stages if s.step and s.step.technique == "distill")
+
+
+def may_follow(recipe: Recipe, other: Recipe, output_dir: Path) -> bool:
+    """Whether nothing in `output_dir` is lost if `recipe` goes on where `other` ended: its stages are all stages of
+    this one too, and none is half-made. So it is after a step was refused and the recipe corrected."""
+    if (output_dir / "results.json").exists():
+        return False
+    ours, theirs, folder = plan(recipe), plan(other), output_dir / "stages"
+    finished = [index for index, stage in enumerate(theirs) if (folder / stage.name).is_dir()]
+    return not any(path.is_dir() for path in (folder / ".work").glob("*/*")) and all(
+        index < len(ours) and history(other, theirs, index) == history(recipe, ours, index) for index in finished
+    )

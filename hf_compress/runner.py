@@ -29,7 +29,7 @@ from .errors import CompressionError, RecipeError
 from .journal import JOURNAL, Clock, Journal
 from .measurement import configure_threads, environment, has_fast_bf16
 from .models import load_model
-from .plan import PlannedStage, history, plan, teacher_of
+from .plan import PlannedStage, history, may_follow, plan, teacher_of
 from .publish import push_run
 from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
@@ -133,7 +133,7 @@ class Runner:
             except RecipeError as error:
                 raise CompressionError(f"{path}: this folder's recipe cannot be read: {error}") from None
             if other.identity() != self.recipe.identity():
-                if not self._may_follow(other):
+                if not may_follow(self.recipe, other, self.output_dir):
                     raise CompressionError(
                         f"{self.output_dir} holds a run of another recipe (task, model, training, steps or seed "
                         f"differ from {path}); give another output_dir, or remove the folder."
@@ -142,18 +142,6 @@ class Runner:
         write_text(path, self.recipe.to_yaml())
         write_json(self.output_dir / "environment.json", environment())
         self.journal.append(operation="run", status="started", threads=self.recipe.threads)
-
-    def _may_follow(self, other: Recipe) -> bool:
-        """Whether nothing is lost if this recipe goes on where `other` ended: its stages are all stages of this one
-        too, and none is half-made. So it is after a step was refused and the recipe corrected."""
-        if (self.output_dir / "results.json").exists():
-            return False
-        theirs, folder = plan(other), self.output_dir / "stages"
-        finished = [index for index, stage in enumerate(theirs) if (folder / stage.name).is_dir()]
-        return not any(path.is_dir() for path in (folder / ".work").glob("*/*")) and all(
-            index < len(self.stages) and history(other, theirs, index) == history(self.recipe, self.stages, index)
-            for index in finished
-        )
 
     def _folder(self, index: int) -> Path:
         return self.output_dir / "stages" / self.stages[index].name

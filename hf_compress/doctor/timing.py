@@ -1,211 +1,134 @@
-"""About how long a recipe takes and how much memory: a few batches are timed, and multiplied.
-
-The dense model is timed, at the recipe's batch and precision, so that what comes after a compressing step is an upper
-bound: smaller models take less.
-"""
+"""About how long a recipe takes and how much memory: its steps are rehearsed, and what was timed is multiplied."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import io
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
-import torch
-from torch import nn
-
-from ..journal import peak_memory, reset_peak_memory
-from ..measurement import configure_threads, has_fast_bf16
-from ..measurement.inputs import example_inputs
-from ..models import load_model
+from ..measurement import configure_threads, timing_lock
+from ..measurement.machine import usable_cores
 from ..plan import history, plan
-from ..recipe import Recipe, Step
-from ..registry import get_method
-from ..stages import EVALUATION_BATCH
+from ..recipe import Recipe
 from ..store import stage_key
-from ..tasks import Task, load_task
-from ..tasks.selection import HOLDOUT_SHARE
-from ..training.arguments import CONVOLUTIONAL, TRANSFORMER, default_training
+from .checks import finished_stages
+from .rehearsal import Rehearsal, Timing
 
 
-SECONDS = 4.0  # for each of the things that are timed
-SIZES = {"cifar10": (50_000, 10_000)}
-MEAN_SHARE = 0.4  # of max_length that a text of GLUE has in a batch of like ones, in the mean over its subsets
+OPERATIONS = ("train", "surgery", "calibrate", "evaluate", "measure")
+LOCK_PATIENCE = 20.0  # seconds to wait for another process's timings
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """Seconds of a stage by operation, and the memory it needs at its peak, in bytes."""
+    """About how long a stage takes, by operation, and how much memory at its peak.
 
+    Attributes:
+        recipe (`str`), seed (`int`), stage (`str`): which stage.
+        train, surgery, calibrate, evaluate, measure (`float`): seconds.
+        peak_bytes (`int`): of memory, of the whole process; disk_bytes (`int`): written, checkpoints among them.
+        done (`bool`): whether it lies in the output folder already.
+    """
+
+    recipe: str
+    seed: int
     stage: str
     train: float
+    surgery: float
+    calibrate: float
     evaluate: float
     measure: float
-    calibrate: float
     peak_bytes: int
+    disk_bytes: int
+    done: bool = False
 
     @property
     def seconds(self) -> float:
-        return self.train + self.evaluate + self.measure + self.calibrate
+        return sum(getattr(self, operation) for operation in OPERATIONS)
 
     def to_dict(self) -> dict:
         return {**asdict(self), "seconds": self.seconds}
 
 
-@dataclass(frozen=True)
-class _Speed:
-    """Seconds an example, and the peak memory while they were taken."""
+@dataclass
+class Estimate:
+    """The stages of some recipes, those that they share once, and what the figures rest on."""
 
-    forward: float
-    training: float
-    peak_bytes: int
+    stages: list[StageEstimate] = field(default_factory=list)
+    basis: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages that are not done yet."""
+        return sum(stage.seconds for stage in self.stages if not stage.done)
+
+    @property
+    def peak_bytes(self) -> int:
+        return max((stage.peak_bytes for stage in self.stages if not stage.done), default=0)
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(stage.disk_bytes for stage in self.stages if not stage.done)
 
 
-def estimate(recipes: Sequence[Recipe]) -> list[StageEstimate]:
-    """Time some batches of the recipes' models and say what their stages would take, those that they share once.
+def estimate(recipes: Sequence[Recipe], store: Path | None = None) -> Estimate:
+    """Rehearse the recipes' steps on their models and say what their stages would take, those that they share once.
+
+    Args:
+        recipes (`Sequence[Recipe]`): resolved. Recipes that differ in nothing but the seed are rehearsed once.
+        store (`Path`, *optional*): the shared stages of the study that they belong to.
 
     Raises:
-        `CompressionError`: if a model or a teacher is not here.
+        `CompressionError`: if a model or a teacher is not here; `TargetError` or `UnsupportedModelError`: if a step
+            would be refused when its turn comes.
     """
-    stages, seen, speeds = [], set(), {}
-    for recipe in recipes:
-        plans = plan(recipe)
-        keys = [stage_key(history(recipe, plans, index)) for index in range(len(plans))]
-        for key, stage in zip(keys, _estimate(recipe, speeds), strict=True):
-            if key not in seen:
-                stages.append(stage)
-            seen.add(key)
-    return stages
+    found, seen, known, basis = [], set(), {}, []
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    with _quiet(), timing_lock(timeout=LOCK_PATIENCE) as undisturbed:
+        for recipe in recipes:
+            timings = _timings(recipe, known, basis)
+            done, stages = finished_stages(recipe, store), plan(recipe)
+            for index, (stage, timing) in enumerate(zip(stages, timings, strict=True)):
+                key = stage_key(history(recipe, stages, index))
+                if key not in seen:
+                    there = {"done": stage.name in done, **asdict(timing)}
+                    found.append(StageEstimate(recipe.name, recipe.seed, stage.name, **there))
+                seen.add(key)
+    basis = list(dict.fromkeys(basis))
+    if not undisturbed:
+        basis.append("another process timed its models meanwhile")
+    if load > usable_cores() / 2:
+        basis.append(f"the machine was busy (a load of {load:.1f} on {usable_cores()} cores), and is taken to stay so")
+    return Estimate(found, basis)
 
 
-def _estimate(recipe: Recipe, speeds: dict) -> list[StageEstimate]:
-    """The stages of one recipe; `speeds` keeps what was timed, by what it was timed of."""
-    configure_threads(recipe.threads)
-    task = load_task(recipe.task, seed=recipe.seed)
-    length = max(8, round(MEAN_SHARE * recipe.task.max_length)) if task.modality == "text" else None
-
-    def speed(name: str | None) -> _Speed:
-        key = repr((name or recipe.model, recipe.training, recipe.threads, length))
-        if key not in speeds:
-            speeds[key] = _speed(_loaded(recipe, task, name), recipe, task, length)
-        return speeds[key]
-
-    train, evaluation = _sizes(recipe, task)
-    stages = []
-    for index, stage in enumerate(plan(recipe)):
-        own = speed(_teacher(recipe.steps[0]) if stage.source == "teacher" else None)
-        step = stage.step
-        seconds = {"train": 0.0, "calibrate": 0.0}
-        if step is not None:
-            seconds["train"] = _training_seconds(recipe, step, task, own, speed, train)
-            seconds["calibrate"] = _calibration_seconds(step, own)
-        stages.append(
-            StageEstimate(
-                stage.name,
-                evaluate=evaluation * own.forward,
-                measure=_measuring_seconds(recipe, task, first=index == 0),
-                peak_bytes=own.peak_bytes,
-                **seconds,
-            )
-        )
-    return stages
+def _timings(recipe: Recipe, known: dict[str, Timing], basis: list[str]) -> list[Timing]:
+    """Of each stage of a recipe; `known` are those of other recipes, by what they are made from."""
+    stages = plan(recipe)
+    unseeded = replace(recipe, seed=0)
+    keys = [stage_key(history(unseeded, stages, index)) for index in range(len(stages))]
+    last = max((index for index, key in enumerate(keys) if key not in known), default=-1)
+    if last >= 0:
+        configure_threads(recipe.threads)
+        rehearsal = Rehearsal(recipe)
+        for stage, key in list(zip(stages, keys, strict=True))[: last + 1]:
+            timing = rehearsal.stage(stage, timed=key not in known)
+            known.setdefault(key, timing)
+        basis += rehearsal.basis
+    return [known[key] for key in keys]
 
 
-def _sizes(recipe: Recipe, task: Task) -> tuple[int, int]:
-    """Examples that are trained on, and evaluated on."""
-    from ..tasks import glue
-
-    subset = recipe.task.subset
-    if recipe.task.data_dir == "sample":
-        train, evaluation = 1000, 1000
-    elif subset is None:
-        train, evaluation = SIZES[recipe.task.name]
-    else:
-        train, *rest = glue.SUBSETS[subset].sizes.values()
-        evaluation = sum(rest)
-    train = min(train, recipe.task.max_train_samples or train)
-    return round(train * (1 - HOLDOUT_SHARE)), min(evaluation, recipe.task.max_eval_samples or evaluation)
-
-
-def _loaded(recipe: Recipe, task: Task, name: str | None) -> nn.Module:
-    if name is not None:
-        return load_model(name, task=task)[0]
-    spec = recipe.model
-    return load_model(spec.name_or_path, task=task, from_config=spec.from_config, config=spec.config)[0]
-
-
-def _speed(model: nn.Module, recipe: Recipe, task: Task, length: int | None) -> _Speed:
-    arguments = {**default_training(model), **recipe.training}
-    bf16 = arguments.get("bf16", has_fast_bf16())
-    forward, forward_peak = _timed(_forward(model, EVALUATION_BATCH[task.modality], length))
-    training, training_peak = _timed(_training_step(model, arguments["per_device_train_batch_size"], length, bf16))
-    state = 2 if "adam" in str(arguments.get("optim")) else 1  # moments an optimizer keeps of every weight
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    return _Speed(forward, training, max(forward_peak, training_peak) + state * weights)
-
-
-def _timed(run: Callable[[], int]) -> tuple[float, int]:
-    """Seconds an example of `run`, which says how many it took, and the peak memory; the first call does not count."""
-    reset_peak_memory()
-    run()
-    started, examples = time.perf_counter(), 0
-    while not examples or time.perf_counter() - started < SECONDS:
-        examples += run()
-    return (time.perf_counter() - started) / examples, peak_memory()
-
-
-def _forward(model: nn.Module, batch: int, length: int | None) -> Callable[[], int]:
-    inputs = example_inputs(model, batch, length)
-
-    def run() -> int:
-        with torch.no_grad():
-            model.eval()(**inputs)
-        return batch
-
-    return run
-
-
-def _training_step(model: nn.Module, batch: int, length: int | None, bf16: bool) -> Callable[[], int]:
-    inputs = example_inputs(model, batch, length)
-    many = model.config.num_labels > 1
-    inputs["labels"] = torch.zeros(batch, dtype=torch.long if many else torch.float32)
-
-    def run() -> int:
-        model.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bool(bf16)):
-            loss = model(**inputs).loss
-        loss.backward()
-        model.zero_grad(set_to_none=True)
-        return batch
-
-    return run
-
-
-def _training_seconds(recipe: Recipe, step: Step, task: Task, own: _Speed, speed, examples: int) -> float:
-    trains = step.technique in ("finetune", "distill") or step.distill is not None
-    if not trains and not get_method(step.technique, step.method).trains:
-        return 0.0
-    defaults = CONVOLUTIONAL if task.modality == "image" else TRANSFORMER
-    fields = {**defaults, **recipe.training, **step.training}
-    count = fields["num_train_epochs"] * examples
-    if fields.get("max_steps", -1) > 0:
-        count = fields["max_steps"] * fields["per_device_train_batch_size"]
-    teacher = _teacher(step)
-    each = own.training
-    if teacher is not None:
-        each += (own if teacher == "baseline" else speed(teacher)).forward
-    return count * each
-
-
-def _teacher(step: Step) -> str | None:
-    return getattr(step.options if step.technique == "distill" else step.distill, "teacher", None)
-
-
-def _calibration_seconds(step: Step, own: _Speed) -> float:
-    """Three passes over the calibration examples, which run one at a time in the engine."""
-    samples = getattr(step.options, "calibration_samples", 0)
-    return 3 * samples * own.forward
-
-
-def _measuring_seconds(recipe: Recipe, task: Task, first: bool) -> float:
-    batch = recipe.measure.batch or (128 if task.modality == "image" else 1)
-    return recipe.measure.seconds * len({1, batch}) * (1.0 if first else 1.3)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what loading, surgery and training tell of themselves; this is not the run."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

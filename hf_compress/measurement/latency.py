@@ -8,8 +8,9 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +175,14 @@ def _rounds(round_seconds: float, budget: float) -> int:
     if fitting >= MIN_ROUNDS:
         return min(fitting, MAX_ROUNDS)
     return min(MIN_ROUNDS, max(FEWEST_ROUNDS, int(PATIENCE * budget / round_seconds)))
+
+
+def expected_seconds(estimates: Iterable[float], seconds: float) -> float:
+    """About how long [`latency`] takes for candidates whose calls take `estimates` seconds, warm-up included."""
+    estimates = list(estimates)
+    a_round = sum(map(_cost, estimates))
+    warm_up = sum(estimate * min(3, ceil(1 / max(estimate, 1e-9))) for estimate in estimates)
+    return warm_up + _rounds(a_round, seconds) * a_round
 
 
 def _timed_rounds(

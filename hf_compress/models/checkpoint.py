@@ -10,7 +10,7 @@ from ..errors import CompressionError, NotFoundError, UnsupportedModelError
 
 
 # in the order in which transformers looks for them
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -21,7 +21,7 @@ def weight_files(folder: Path) -> list[Path]:
         `NotFoundError`: if there are none.
         `UnsupportedModelError`: if the folder holds an exported model instead.
     """
-    for name in _WEIGHTS:
+    for name in WEIGHTS:
         path = folder / name
         if path.is_file():
             return _shards(path) if name.endswith(".index.json") else [path]
@@ -32,7 +32,7 @@ def weight_files(folder: Path) -> list[Path]:
             "PyTorch stage; exported models load with the OVModelFor... and ORTModelFor... classes of Optimum."
         )
     raise NotFoundError(
-        f"{folder} has a config.json but no weights; expected {_WEIGHTS[0]} (or {', '.join(_WEIGHTS[1:])}). Fetch the "
+        f"{folder} has a config.json but no weights; expected {WEIGHTS[0]} (or {', '.join(WEIGHTS[1:])}). Fetch the "
         "file, or set `from_config: true` for random weights."
     )
 

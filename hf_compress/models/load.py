@@ -81,7 +81,7 @@ def load_model(
         `UnsupportedModelError`: if the architecture cannot do the task, or the folder holds an exported model.
         `CompressionError`: if files are damaged, or labels, tokenizer or lengths do not fit.
     """
-    where, entry = _find(name_or_path, from_config, revision)
+    where, entry = find_model(name_or_path, from_config, revision)
     changes = dict(config or {})
     try:
         config = TimmWrapperConfig(architecture=entry) if entry else _read_config(where, from_config, revision)
@@ -110,8 +110,13 @@ def load_model(
     return model.eval(), processor
 
 
-def _find(name: str, from_config: bool, revision: str | None) -> tuple[Path | str, str | None]:
-    """Where the model is, and the architecture if it is to be built from the timm registry alone."""
+def find_model(name: str, from_config: bool = False, revision: str | None = None) -> tuple[Path | str, str | None]:
+    """Where [`load_model`] would take a model from, a folder or a Hub id that nobody has asked for yet, and the
+    architecture if it is to be built from the timm registry alone.
+
+    Raises:
+        `CompressionError`: for a name that is neither.
+    """
     where = resolve(name, "models", revision)
     if isinstance(where, Path) or not is_model(get_arch_name(where)):
         return where, None

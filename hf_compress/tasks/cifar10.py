@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 HUB_ID = "uoft-cs/cifar10"
 HUB_CONFIG = "plain_text"
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-SPLITS = ("train", "test")
+SIZES = {"train": 50_000, "test": 10_000}
+SPLITS = tuple(SIZES)
 SAMPLE = Path(__file__).parents[1] / "data" / "cifar10_sample"
 FORMS = (
     f"the Hub's parquet ({HUB_CONFIG}/train-00000-of-00001.parquet, {HUB_CONFIG}/test-…)",

@@ -253,6 +253,11 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
     )
 
 
+def published_sizes(spec: TaskSpec) -> dict[str, int]:
+    """Examples of each split that is used, of the data set as it was published; known without the data."""
+    return dict(cifar10.SIZES if spec.subset is None else glue.SUBSETS[spec.subset].sizes)
+
+
 def _locate(
     spec: TaskSpec,
     hub_id: str,

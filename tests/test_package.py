@@ -73,6 +73,17 @@ def test_importing_the_package_imports_no_engine():
     assert not loaded & {"openvino", "optimum", "nncf", "onnx", "onnxruntime", "optuna", "torch_pruning", "matplotlib"}
 
 
+@pytest.mark.parametrize(
+    ("command", "registers"), [(["report", "."], False), (["journal", "show", "."], False), (["methods"], True)]
+)
+def test_what_never_sees_a_model_starts_without_pytorch(command, registers):
+    code = (
+        f"import sys; sys.argv = {['/somewhere/hf-compress', *command]!r}; import hf_compress.cli; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ("torch" in done.stdout.split()) is registers
+
+
 def test_every_exported_name_is_there():
     for name in hf_compress.__all__:
         assert callable(getattr(hf_compress, name)), name

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from synthetic import run, study, write
@@ -132,21 +133,21 @@ def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
 
 
 def test_two_thousand_runs_take_little_memory(tmp_path):
-    """In a process of its own, beyond what importing PyTorch and Transformers takes; that it ends is all that is asked
-    of its time."""
+    """As the program that people start; that it ends is all that is asked of its time."""
     study(tmp_path / "study", recipes=400, seeds=5)
+    program = str(Path(sys.executable).with_name("hf-compress"))
+    # from a small process, since the peak of a process begins with that of the one that starts it
     code = (
-        "import sys\n"
-        "from hf_compress.journal import peak_memory\n"
-        "from hf_compress.cli import main\n"
-        "before = peak_memory()\n"
-        "print(main(sys.argv[1:]), peak_memory() - before, file=sys.stderr)\n"
+        "import os, subprocess, sys\n"
+        "process = subprocess.Popen(sys.argv[1:])\n"
+        "_, status, usage = os.wait4(process.pid, 0)\n"
+        "print(status, usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024), file=sys.stderr)\n"
     )
-    arguments = ["report", str(tmp_path / "study"), "--output", str(tmp_path / "report")]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=900)
-    code, more = done.stderr.split()[-2:]
-    assert code == "0", done.stderr
-    assert int(more) < 2**28
+    command = [sys.executable, "-c", code, program, "report", tmp_path / "study", "--output", tmp_path / "report"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    status, memory = map(int, done.stderr.split()[-2:])
+    assert status == 0, done.stderr
+    assert memory < 10**9
     for name in ("comparison.md", "comparison.csv", "experiment.md", "report.html"):
         assert (tmp_path / "report" / name).stat().st_size > 1000
 

@@ -28,14 +28,14 @@ from . import load_methods
 from .errors import CompressionError, RecipeError
 from .journal import JOURNAL, Clock, Journal
 from .measurement import configure_threads, environment, has_fast_bf16
-from .models import load_model
+from .models import load_model, load_teacher
 from .plan import PlannedStage, history, may_follow, plan, teacher_of
 from .publish import push_run
 from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
 from .report import print_stages, write_report
 from .results import new_results, save_results
-from .stages import copy_model, load_stage, measure_stage, save_stage, stage_seconds
+from .stages import copy_model, load_stage, measure_stage, save_stage, stage_seconds, timed_how
 from .storage import NO_ROOM, explain_full_disk, read_json, whole_folder, write_json, write_text
 from .store import StageStore, stage_key
 from .structure import track
@@ -235,7 +235,7 @@ class Runner:
         context = Context(
             data=self._data(processor),
             baseline=self._baseline,
-            load_teacher=lambda name: load_model(name, task=self.task)[0],
+            load_teacher=lambda name: load_teacher(name, self.task)[0],
             baseline_cost=self._baseline_cost(),
             target=step.target,
             training={**self.recipe.training, **step.training},
@@ -276,7 +276,7 @@ class Runner:
         if stage.source == "previous":
             return load_stage(self._folder(index - 1), self.task)
         if stage.source == "teacher":
-            return load_model(teacher_of(self.stages), task=self.task)
+            return load_teacher(teacher_of(self.stages), self.task)
         spec = self.recipe.model
         return load_model(
             spec.name_or_path,
@@ -295,6 +295,7 @@ class Runner:
         for index, stage in enumerate(self.stages):
             record = read_json(self._folder(index) / "measurement.json")
             record.pop("cost")
+            record["warnings"] += _timed_otherwise(record.pop("timed", None), timed_how(self.recipe))
             record["seconds"] = stage_seconds(self._folder(index), stage.name)
             record["key"] = stage_key(history(self.recipe, self.stages, index))
             results["stages"].append(record)
@@ -309,6 +310,14 @@ class Runner:
                 address = push_run(self.output_dir, self.recipe.hub.repo_id, private=self.recipe.hub.private)
             logger.info("Pushed: %s", address)
         return results
+
+
+def _timed_otherwise(then: dict | None, now: dict) -> list[str]:
+    """What to say of a stage whose latencies were measured in another way than the recipe, or the machine, now has."""
+    differences = [f"{key}: {then[key]}, not {now[key]}" for key in now if then and then.get(key) != now[key]]
+    if not differences:
+        return []
+    return [f"timed in an earlier run ({'; '.join(differences)}); give another output_dir to measure anew"]
 
 
 def task_facts(task: Task) -> dict:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .journal import JOURNAL, Journal
-from .measurement import arithmetic, count, evaluate, folder_size, latency_rows
+from .measurement import arithmetic, count, cpu_name, evaluate, folder_size, latency_rows
 from .models import load_model
 from .quantization import is_exported, load_exported, save_exported, served_precision
 from .recipe import Recipe
@@ -121,6 +121,17 @@ def measure_stage(
         "predictions": found["predictions"],
         "warnings": report["warnings"],
         "cost": asdict(cost),
+        "timed": timed_how(recipe),
+    }
+
+
+def timed_how(recipe: Recipe) -> dict[str, Any]:
+    """What latencies depend on that is no part of the identity of a recipe: the machine, and what is asked of it."""
+    measure = recipe.measure
+    return {
+        "cpu": cpu_name(),
+        "threads": recipe.threads,
+        **{f"measure.{name}": getattr(measure, name) for name in ("batch", "length", "seconds")},
     }
 
 

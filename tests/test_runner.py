@@ -173,6 +173,23 @@ def test_a_corrected_recipe_goes_on_with_the_stages_that_are_its_own(tmp_path):
         run({**recipe, "steps": [{"finetune": {}}, PRUNE, {"distill": {"teacher": "baseline"}}]})
 
 
+def test_latencies_of_an_earlier_run_say_how_they_were_measured(tmp_path):
+    recipe = image_recipe(tmp_path / "run", [PRUNE])
+    first = run(recipe).results
+    assert not any("timed" in text for stage in first["stages"] for text in stage["warnings"])
+    again = run({**recipe, "measure": {**recipe["measure"], "batch": 3}, "threads": 1}).results
+    for stage in again["stages"]:
+        (warning,) = [text for text in stage["warnings"] if text.startswith("timed in an earlier run")]
+        assert "measure.batch: 4, not 3" in warning and "output_dir" in warning
+    assert [stage["latency"] for stage in again["stages"]] == [stage["latency"] for stage in first["stages"]]
+
+
+def test_a_teacher_that_has_learned_nothing_is_refused(tmp_path):
+    recipe = image_recipe(tmp_path / "run", [{"distill": {"teacher": "resnet56_cifar"}}])
+    with pytest.raises(CompressionError, match="'resnet56_cifar' is an architecture without trained weights"):
+        run(recipe)
+
+
 def test_two_processes_give_the_results_of_one(tmp_path, text_root):
     pruned = {"prune": {**PRUNE["prune"], "distill": {"alpha": 0.5}}}
     results = {}

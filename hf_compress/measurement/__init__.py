@@ -5,7 +5,14 @@ from .blocks import encoder_modules
 from .comparison import latency_rows
 from .inputs import example_inputs, image_size, max_length
 from .latency import latency, timing_lock
-from .machine import configure_threads, configured_threads, environment, has_fast_bf16, instruction_sets
+from .machine import (
+    configure_threads,
+    configured_threads,
+    cpu_name,
+    environment,
+    has_fast_bf16,
+    instruction_sets,
+)
 from .macs import count
 from .memory import PeakMemory, peak_memory, reset_peak_memory
 from .openvino_export import require_openvino, to_openvino, without_statistics
@@ -24,6 +31,7 @@ __all__ = [
     "configure_threads",
     "configured_threads",
     "count",
+    "cpu_name",
     "device_of",
     "encoder_modules",
     "environment",

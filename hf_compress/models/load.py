@@ -22,7 +22,7 @@ from transformers import (
     TimmWrapperConfig,
 )
 
-from ..errors import CompressionError, UnsupportedModelError
+from ..errors import CompressionError, NotFoundError, UnsupportedModelError
 from ..locate import not_found, resolve
 from ..registry import nearest
 from . import cifar_resnet
@@ -108,6 +108,20 @@ def load_model(
             raise CompressionError(f"{where} cannot be read: {error}") from error
         raise not_found(where, "models", cause=error) from error
     return model.eval(), processor
+
+
+def load_teacher(name: str, task: Task | None = None) -> tuple[PreTrainedModel, Any]:
+    """[`load_model`], of one that has learned something.
+
+    Raises:
+        `NotFoundError`: also for the bare name of an entry that has only random weights.
+    """
+    if find_model(name)[1] is not None:
+        raise NotFoundError(
+            f"The teacher {name!r} is an architecture without trained weights. Give a checkpoint: a folder, a name in "
+            "HF_COMPRESS_DATA, or a Hub id."
+        )
+    return load_model(name, task=task)
 
 
 def find_model(name: str, from_config: bool = False, revision: str | None = None) -> tuple[Path | str, str | None]:

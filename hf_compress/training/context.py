@@ -244,6 +244,6 @@ def _folder_or_none(folder: Path | None):
 
 
 def _load_teacher(name: str) -> nn.Module:
-    from ..models import load_model
+    from ..models import load_teacher
 
-    return load_model(name)[0]
+    return load_teacher(name)[0]

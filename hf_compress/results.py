@@ -94,6 +94,7 @@ _RECIPE = {
 _SHAPE = {
     "name?": "text",
     "seed?": _WHOLE,
+    "origin?": "text",
     "recipe": _RECIPE,
     "environment?": _ENVIRONMENT,
     "task": _TASK,

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -292,6 +292,7 @@ class Runner:
         results = new_results(
             self.recipe.to_dict(), read_json(self.output_dir / "environment.json"), task_facts(self.task)
         )
+        results["origin"] = _origin(self.recipe.model.name_or_path)
         for index, stage in enumerate(self.stages):
             record = read_json(self._folder(index) / "measurement.json")
             record.pop("cost")
@@ -310,6 +311,16 @@ class Runner:
                 address = push_run(self.output_dir, self.recipe.hub.repo_id, private=self.recipe.hub.private)
             logger.info("Pushed: %s", address)
         return results
+
+
+def _origin(name: str) -> str:
+    """The model that `name` goes back to, through the runs that made it one from another."""
+    seen = set()
+    with suppress(RecipeError):  # a file of that name which is somebody else's
+        while name not in seen and (recipe := Path(name).expanduser().parent / "recipe.yaml").is_file():
+            seen.add(name)
+            name = load_recipe(recipe).model.name_or_path
+    return name
 
 
 def _timed_otherwise(then: dict | None, now: dict) -> list[str]:

@@ -131,6 +131,10 @@ def test_distilling_into_another_student_has_the_teacher_as_baseline(tmp_path, t
     teacher = run(text_recipe(tmp_path / "teacher", text_root, [{"finetune": {}}])).output_dir / "model"
     finished = run(text_recipe(tmp_path / "run", text_root, [{"distill": {"teacher": str(teacher)}}]))
     assert [stage["name"] for stage in finished.results["stages"]] == ["00_baseline", "01_distill"]
+    again = run(
+        {**text_recipe(tmp_path / "again", text_root, [{"finetune": {}}]), "model": {"name_or_path": str(teacher)}}
+    )
+    assert again.results["origin"] == finished.results["origin"] == str(text_root / "bert")
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def card_data(results: dict) -> ModelCardData:
         )
         for metric, value in last["metrics"].items()
     ]
-    name = results["recipe"]["model"]["name_or_path"]
+    name = results.get("origin", results["recipe"]["model"]["name_or_path"])
     # The Hub takes only ids of its own form as a base model; a local folder's name stays in the text of the card.
     base_model = name if name.count("/") == 1 and not name.startswith((".", "/", "outputs")) else None
     return ModelCardData(

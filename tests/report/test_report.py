@@ -166,6 +166,8 @@ def _code(card):
 def test_a_local_base_model_is_no_metadata(results):
     results["recipe"]["model"]["name_or_path"] = "/somewhere/model"
     assert ModelCard(model_card(results)).data.base_model is None
+    results["origin"] = "org/model"  # that the runs before this one started from
+    assert ModelCard(model_card(results)).data.base_model == "org/model"
 
 
 def test_the_report_is_written_and_every_plot_is_a_picture(results, tmp_path):

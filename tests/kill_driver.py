@@ -21,21 +21,45 @@ from hf_compress.recipe import load_recipe
 
 
 def kill_at(operation: str, stage: str, count: int = 1) -> None:
-    """Let this process kill itself, as `kill -9` would, when `operation` of `stage` starts (or at a training step)."""
+    """Let this process kill itself, as `kill -9` would.
+
+    Args:
+        operation (`str`): an operation of the journal, which strikes when that starts; "train" strikes at a training
+            step. "written" strikes when the files of a model are, and have no final name yet; "rename" when a stage
+            would get its name.
+        count (`int`): the training step.
+    """
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if operation == "written":
+        save = runner.save_stage
+        runner.save_stage = lambda model, processor, folder: (
+            save(model, processor, folder),
+            die() if stage in folder.parts else None,
+        )
+        return
+    if operation == "rename":
+        replace = os.replace
+        os.replace = lambda source, target: (
+            die() if Path(target).parts[-2:] == ("stages", stage) else replace(source, target)
+        )
+        return
     append = Journal.append
 
     def deadly_append(self, **event):
         append(self, **event)
         if (event.get("operation"), event.get("stage"), event.get("status")) == (operation, stage, "started"):
             if operation != "train":
-                os.kill(os.getpid(), signal.SIGKILL)
+                die()
             steps = 0
 
             def deadly_step(optimizer, *unused):
                 nonlocal steps
                 steps += 1
                 if steps == count:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    die()
 
             register_optimizer_step_post_hook(deadly_step)
 

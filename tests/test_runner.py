@@ -247,6 +247,8 @@ def test_a_killed_run_finishes_with_the_predictions_of_a_whole_one(tmp_path, tex
         ("save", "01_prune", 1),
         ("surgery", "02_quantize", 1),
         ("measure", "02_quantize", 1),
+        ("written", "01_prune", 1),
+        ("rename", "02_quantize", 1),
     ]
     driver = Path(__file__).with_name("kill_driver.py")
     command = [sys.executable, str(driver), str(tmp_path / "recipe.json"), str(tmp_path), json.dumps(points)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from .canvas import duration
 from .runs import Row
 from .tables import MISSING, human_bytes, human_count
-from .tradeoffs import Board, Entry, Point, boards, by_task, short_model_name, short_names
+from .tradeoffs import Board, Entry, Point, boards, by_task, dense_name, short_names
 
 
 class Cell(NamedTuple):
@@ -71,9 +71,7 @@ def _dense_row(point: Point, board: Board, found: Sequence[Entry]) -> Row | None
         (
             entry.rows[0]
             for entry in found
-            if entry.dense
-            and entry.last.task == board.task
-            and short_model_name(entry.records[0].results) == point.name
+            if entry.dense and entry.last.task == board.task and dense_name(entry.records[0].results) == point.name
         ),
         None,
     )

@@ -114,6 +114,8 @@ def relative_latency(results: dict, stage: dict) -> float | None:
     return 1 / served.speedup_torch if served and served.speedup_torch else None
 
 
+# techniques that leave the architecture as it is; see `plan.teacher_is_baseline`
+TEACHER_IS_DENSE = ("finetune", "distill", "quantize")
 COSTS: dict[str, Callable[[dict, dict], float | None]] = {
     "latency": relative_latency,
     "size": lambda results, stage: stage["size_bytes"] / 1e6,
@@ -172,7 +174,7 @@ def _dense_points(group: list[Entry], of: Callable) -> Iterator[Point]:
     for made in models.values():
         x, y = (known(Figure.of(value(*pair) for pair in made.values())) for value in (of, main_value))
         if x and y:
-            yield Point(None, short_model_name(next(iter(made.values()))[0]), "dense", x, y)
+            yield Point(None, dense_name(next(iter(made.values()))[0]), "dense", x, y)
 
 
 def _marks(group: list[Entry]) -> dict[str, float]:
@@ -193,7 +195,19 @@ def _marks(group: list[Entry]) -> dict[str, float]:
 def short_model_name(results: dict) -> str:
     """The last part of the name of the model that a recipe starts from."""
     model = results["recipe"].get("model")
-    name = model.get("name_or_path") if isinstance(model, dict) else None
+    return _short(model.get("name_or_path") if isinstance(model, dict) else None)
+
+
+def dense_name(results: dict) -> str:
+    """The same of the model that a recipe's stages are compared with: of one that only distills, the teacher."""
+    steps = [item for step in results["recipe"].get("steps", ()) for item in step.items()]
+    teachers = [body.get("teacher") for technique, body in steps if technique == "distill" and isinstance(body, dict)]
+    if teachers and all(technique in TEACHER_IS_DENSE for technique, _ in steps):
+        return _short(teachers[0])
+    return short_model_name(results)
+
+
+def _short(name: Any) -> str:
     return str(name or "model").rstrip("/").rpartition("/")[2]
 
 

@@ -22,7 +22,7 @@ from hf_compress.report.series import (
     seconds_by_operation,
     trainings,
 )
-from hf_compress.report.tradeoffs import boards, common_start, entries, merged, short_names
+from hf_compress.report.tradeoffs import boards, common_start, dense_name, entries, merged, short_names
 
 
 NUMBERS = st.integers(-4, 4) | st.floats(allow_nan=True, allow_infinity=True)
@@ -224,3 +224,17 @@ def test_names_lose_the_words_that_all_have():
     assert common_start(["a-b-c", "a-b-d"]) == "a-b-" and common_start(["abc", "abd"]) == ""
     assert common_start([]) == common_start(["a-b"]) == "" and common_start(["a-b", "a-b-c"]) == "a-"
     assert short_names(["s-prune", "s-prune-int8"]) == {"s-prune": "prune", "s-prune-int8": "prune-int8"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "name"),
+    [
+        ([{"distill": {"teacher": "outputs/big/model"}}], "model"),
+        ([{"finetune": {}}, {"distill": {"teacher": "org/resnet56"}}, {"quantize": {}}], "resnet56"),
+        ([{"prune": {}}, {"distill": {"teacher": "baseline"}}], "small"),
+        ([{"distill": None}], "small"),
+        ([], "small"),
+    ],
+)
+def test_the_dense_model_of_a_recipe_that_only_distills_is_the_teacher(steps, name):
+    assert dense_name({"recipe": {"model": {"name_or_path": "org/small"}, "steps": steps}}) == name

@@ -83,6 +83,8 @@ def _draw_groups(axes: Axes, groups: dict[str, list[tuple[float, float]]], quant
 
 def draw_epochs(found: list[Entry], names: dict[str, str]) -> Figure | None:
     """The holdout metric by epoch, over the seeds; ▼ where the model was pruned."""
+    from matplotlib.ticker import MaxNLocator
+
     trained = merged((entry, curve) for entry in found if (curve := trainings(entry)))
     if not trained:
         return None
@@ -101,6 +103,7 @@ def draw_epochs(found: list[Entry], names: dict[str, str]) -> Figure | None:
         label = "dense, evaluation split" + f" ({len(dense)} models, the best)" * (len(dense) > 1)
         axes.axhline(max(dense), color=INK, linestyle="--", linewidth=1, label=label)
     axes.set_xlabel("epoch, counted over the stages")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(plain(f"{found[0].last.metric} on the holdout"))
     axes.set_title(f"{plain(found[0].last.task)}: training", pad=10)
     faint = len(trained) - len(named)

@@ -125,7 +125,11 @@ def duration(seconds: float) -> str:
 
 
 def short_layer(name: str) -> str:
-    """`bert.encoder.layer.3.attention.self.query` -> `3.attention.self.query`: from the last number on, or the end."""
+    """`bert.encoder.layer.3.output.dense` -> `3.output.dense`, `timm_model.layer2.0.conv1` -> `layer2.0.conv1`.
+
+    From the last number on, and from the stage before it; else the end.
+    """
     parts = name.split(".")
     numbers = [index for index, part in enumerate(parts[:-1]) if part.isdigit()]
-    return ".".join(parts[numbers[-1] if numbers else -3 :])
+    start = numbers[-1] if numbers else -3
+    return ".".join(parts[start - (start > 0 and parts[start - 1][-1:].isdigit()) :])

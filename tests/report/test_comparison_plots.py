@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from synthetic import LAYERS, run, study, write
 
 from hf_compress.report import comparison_plots
+from hf_compress.report.canvas import short_layer
 from hf_compress.report.comparison_plots import PLOTS, plot_comparison, plot_files
 from hf_compress.report.frontier import frontier
 from hf_compress.report.labels import place
@@ -238,3 +239,18 @@ def test_names_lose_the_words_that_all_have():
 )
 def test_the_dense_model_of_a_recipe_that_only_distills_is_the_teacher(steps, name):
     assert dense_name({"recipe": {"model": {"name_or_path": "org/small"}, "steps": steps}}) == name
+
+
+@pytest.mark.parametrize(
+    ("layer", "short"),
+    [
+        ("bert.encoder.layer.3.output.dense", "3.output.dense"),
+        ("timm_model.layer2.0.conv1", "layer2.0.conv1"),
+        ("timm_model.conv1", "timm_model.conv1"),
+        ("a.b.c.d", "b.c.d"),
+        ("0.b", "0.b"),
+        ("", ""),
+    ],
+)
+def test_layers_are_named_from_their_block_on(layer, short):
+    assert short_layer(layer) == short

@@ -356,8 +356,9 @@ class Words:
 
     def duration(self, seconds: float) -> str:
         whole = round(seconds)
-        if whole >= 3600:
-            return self("hours", h=whole // 3600, m=whole % 3600 // 60)
+        if whole >= 3570:
+            hours, minutes = divmod(round(whole / 60), 60)
+            return self("hours", h=hours, m=minutes)
         return self("minutes", m=whole // 60, s=whole % 60) if whole >= 60 else self("seconds", s=seconds)
 
     def some(self, items: list[str], at_most: int = 6) -> str:

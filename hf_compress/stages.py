@@ -14,7 +14,7 @@ from .journal import JOURNAL, Journal
 from .measurement import arithmetic, count, cpu_name, evaluate, folder_size, latency_rows
 from .models import load_model
 from .quantization import is_exported, load_exported, save_exported, served_precision
-from .recipe import Recipe
+from .recipe import MeasureSpec, Recipe
 from .registry import Cost
 from .storage import read_json
 from .tasks import Task, TaskData
@@ -141,20 +141,25 @@ def stage_seconds(folder: Path, stage: str) -> dict[str, float]:
     return {"total": round(sum(seconds.values()), 3), **seconds}
 
 
+def served_shape(measure: MeasureSpec, task: Task) -> dict[str, int | None]:
+    """`batch` and `length` of what is timed."""
+    is_text = task.modality == "text"
+    return {
+        "batch": measure.batch or (1 if is_text else 128),
+        "length": (measure.length or task.spec.max_length) if is_text else None,
+    }
+
+
 def _latencies(model: Any, baseline: Path | None, recipe: Recipe, task: Task) -> list[dict]:
-    measure = recipe.measure
-    batch = measure.batch or (128 if task.modality == "image" else 1)
-    length = None
-    if task.modality == "text":
-        length = measure.length or task.spec.max_length
     dense = None if baseline is None else load_stage(baseline, task)[0]
+    shape = served_shape(recipe.measure, task)
     return latency_rows(
         model,
         dense,
-        batch=sorted({1, batch}),
-        length=length,
+        batch=sorted({1, shape["batch"]}),
+        length=shape["length"],
         threads=recipe.threads,
-        seconds=measure.seconds,
+        seconds=recipe.measure.seconds,
         progress=True,
     )
 

@@ -31,7 +31,7 @@ from ..models import load_model
 from ..plan import PlannedStage
 from ..recipe import Recipe, Step
 from ..registry import get_method
-from ..stages import EVALUATION_BATCH
+from ..stages import EVALUATION_BATCH, served_shape
 from ..structure import track
 from ..tasks import load_task
 from ..training import Context, apply_method
@@ -51,7 +51,13 @@ COPIES = 3  # of the weights, that a surgery or an export holds beside the model
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a stage by operation, and bytes: of memory at the peak, and on the disk."""
+    """About how long a stage takes, and what room it needs.
+
+    Attributes:
+        train, surgery, calibrate, evaluate, measure (`float`): seconds.
+        peak_bytes (`int`): of memory, of the whole process.
+        disk_bytes (`int`): written, checkpoints among them.
+    """
 
     train: float
     surgery: float
@@ -118,9 +124,8 @@ class Rehearsal:
         self.large = sum(parameter.numel() for parameter in self.current.parameters()) > LARGE
         if self.large:
             self.basis.append("surgery and conversion of so large a model are not tried, but counted by its size")
-        self.length = None
-        if self.task.modality == "text":
-            self.length = recipe.measure.length or recipe.task.max_length
+        shape = served_shape(recipe.measure, self.task)
+        self.batches, self.length = sorted({1, shape["batch"]}), shape["length"]
         self.dense: nn.Module | None = None
         self._dense_calls: dict[tuple[str, str, int], float] = {}  # seconds by runtime, precision and batch
         self._conversion = 0.0  # seconds from PyTorch to compiled models of OpenVINO
@@ -308,7 +313,7 @@ class Rehearsal:
 
     def _export_gain(self) -> float:
         """What an int8 export is counted at: the dense model in OpenVINO at its fastest, by PyTorch in fp32."""
-        batch = self._batches()[-1]
+        batch = self.batches[-1]
         fastest = min(seconds for key, seconds in self._dense_calls.items() if key[2] == batch)
         return min(1.0, fastest / self._dense_calls["torch", "fp32", batch])
 
@@ -316,9 +321,8 @@ class Rehearsal:
         """Seconds that the latencies take, with the rounds that [`~measurement.latency`] makes of such calls."""
         self._time_dense()
         total, self._import = self._import + self._conversion * (1 if alone or exported else 2), 0.0
-        batches = self._batches()
-        own = None if alone or exported else self._calls(self.current, "torch", "fp32", batches, self.length)
-        for batch in batches:
+        own = None if alone or exported else self._calls(self.current, "torch", "fp32", self.batches, self.length)
+        for batch in self.batches:
             dense = {key[:2]: seconds for key, seconds in self._dense_calls.items() if key[2] == batch}
             plain, calls = dense["torch", "fp32"], list(dense.values())
             if exported:
@@ -328,9 +332,6 @@ class Rehearsal:
             total += expected_seconds(calls, self.recipe.measure.seconds)
         return total
 
-    def _batches(self) -> list[int]:
-        return sorted({1, self.recipe.measure.batch or (128 if self.task.modality == "image" else 1)})
-
     def _time_dense(self) -> None:
         """Time the dense model in every runtime and precision, once."""
         if self._dense_calls:
@@ -338,7 +339,7 @@ class Rehearsal:
         model = self.current if self.dense is None else self.dense
         precisions = {"fp32": "f32", **({"bf16": "bf16"} if has_fast_bf16() else {})}
         for precision in precisions:
-            found = self._calls(model, "torch", precision, self._batches(), self.length)
+            found = self._calls(model, "torch", precision, self.batches, self.length)
             self._dense_calls |= {("torch", precision, batch): seconds for batch, seconds in found.items()}
         try:
             started = time.perf_counter()
@@ -350,9 +351,9 @@ class Rehearsal:
         self._import, self._conversion = imported - started, time.perf_counter() - imported
         for precision, name in precisions.items():
             if graph is None:
-                found = {batch: self._dense_calls["torch", precision, batch] for batch in self._batches()}
+                found = {batch: self._dense_calls["torch", precision, batch] for batch in self.batches}
             else:
-                found = self._calls(graph, "openvino", name, self._batches(), self.length)
+                found = self._calls(graph, "openvino", name, self.batches, self.length)
             self._dense_calls |= {("openvino", name, batch): seconds for batch, seconds in found.items()}
         if graph is None:
             self._conversion = CONVERSION * sum(parameter.numel() for parameter in model.parameters()) / 1e6

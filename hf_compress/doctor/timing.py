@@ -24,27 +24,18 @@ LOCK_PATIENCE = 20.0  # seconds to wait for another process's timings
 
 
 @dataclass(frozen=True)
-class StageEstimate:
-    """About how long a stage takes, by operation, and how much memory at its peak.
+class StageEstimate(Timing):
+    """The timing of a stage of a recipe.
 
     Attributes:
         recipe (`str`), seed (`int`), stage (`str`): which stage.
-        train, surgery, calibrate, evaluate, measure (`float`): seconds.
-        peak_bytes (`int`): of memory, of the whole process; disk_bytes (`int`): written, checkpoints among them.
         done (`bool`): whether it lies in the output folder already.
     """
 
     recipe: str
     seed: int
     stage: str
-    train: float
-    surgery: float
-    calibrate: float
-    evaluate: float
-    measure: float
-    peak_bytes: int
-    disk_bytes: int
-    done: bool = False
+    done: bool
 
     @property
     def seconds(self) -> float:
@@ -95,8 +86,8 @@ def estimate(recipes: Sequence[Recipe], store: Path | None = None) -> Estimate:
             for index, (stage, timing) in enumerate(zip(stages, timings, strict=True)):
                 key = stage_key(history(recipe, stages, index))
                 if key not in seen:
-                    there = {"done": stage.name in done, **asdict(timing)}
-                    found.append(StageEstimate(recipe.name, recipe.seed, stage.name, **there))
+                    which = {"recipe": recipe.name, "seed": recipe.seed, "stage": stage.name}
+                    found.append(StageEstimate(**asdict(timing), **which, done=stage.name in done))
                 seen.add(key)
     basis = list(dict.fromkeys(basis))
     if not undisturbed:

@@ -119,6 +119,13 @@ def test_what_is_missing_is_named_with_the_commands_that_fetch_it(capsys, tmp_pa
     assert "the result of another recipe, which has to run first" in text
 
 
+def test_a_teacher_that_has_learned_nothing_is_missing(capsys, tmp_path):
+    recipe = image_recipe(tmp_path / "out", [{"distill": {"teacher": "resnet56_cifar"}}])
+    code, content = told(capsys, written(tmp_path, recipe))
+    assert code == 1 and states(content)["teacher resnet56_cifar"] == "missing"
+    assert content["no_estimate"] == "it needs what is missing"
+
+
 def test_an_architecture_that_is_known_is_timed_without_its_weights(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_compress.locate.is_offline", lambda: True)
     recipe = {

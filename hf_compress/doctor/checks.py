@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from .. import locate
 from ..errors import CompressionError
 from ..measurement import environment
-from ..models import find_model
+from ..models import find_model, find_teacher
 from ..models.checkpoint import WEIGHTS, check_weights
 from ..models.known_configs import known_config
 from ..plan import history, may_follow, plan
@@ -268,7 +268,7 @@ def _data(recipe: Recipe) -> Finding:
 def _model(what: str, name: str, from_config: bool, revision: str | None, needs_tokenizer: bool) -> Finding:
     label = f"{what} {name}"
     try:
-        where, entry = find_model(name, from_config, revision)
+        where, entry = (find_teacher(name), None) if what == "teacher" else find_model(name, from_config, revision)
         if isinstance(where, Path) and not from_config:
             check_weights(where)
     except CompressionError as error:

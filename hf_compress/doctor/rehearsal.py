@@ -27,7 +27,7 @@ from ..measurement import (
     torch_callable,
 )
 from ..measurement.latency import expected_seconds
-from ..models import load_model
+from ..models import load_model, load_teacher
 from ..plan import PlannedStage
 from ..recipe import Recipe, Step
 from ..registry import get_method
@@ -184,7 +184,7 @@ class Rehearsal:
         return next(step.options.teacher for step in self.recipe.steps if step.technique == "distill")
 
     def _teacher(self, name: str) -> nn.Module:
-        return load_model(name, task=self.task)[0]
+        return load_teacher(name, self.task)[0]
 
     def _take(self, model: nn.Module) -> None:
         self.current, self._example = model, None

@@ -111,17 +111,24 @@ def load_model(
 
 
 def load_teacher(name: str, task: Task | None = None) -> tuple[PreTrainedModel, Any]:
-    """[`load_model`], of one that has learned something.
+    """[`load_model`], of one that has learned something; see [`find_teacher`]."""
+    find_teacher(name)
+    return load_model(name, task=task)
+
+
+def find_teacher(name: str) -> Path | str:
+    """Where [`load_teacher`] would take a model from, as [`find_model`] says it.
 
     Raises:
         `NotFoundError`: also for the bare name of an entry that has only random weights.
     """
-    if find_model(name)[1] is not None:
+    where, entry = find_model(name)
+    if entry is not None:
         raise NotFoundError(
             f"The teacher {name!r} is an architecture without trained weights. Give a checkpoint: a folder, a name in "
             "HF_COMPRESS_DATA, or a Hub id."
         )
-    return load_model(name, task=task)
+    return where
 
 
 def find_model(name: str, from_config: bool = False, revision: str | None = None) -> tuple[Path | str, str | None]:

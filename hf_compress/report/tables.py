@@ -162,20 +162,20 @@ def print_stages(results: dict) -> None:
     Console(width=None if Console().is_terminal else 170).print(table)
 
 
-def human_count(value: int) -> str:
+def human_count(value: float) -> str:
     """`853018` -> `"853.0 k"`."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.4g} {unit}"
-    return str(value)
+    return f"{value:.4g}"
 
 
-def human_bytes(value: int) -> str:
+def human_bytes(value: float) -> str:
     """`3434552` -> `"3.43 MB"`, decimal units."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"
-    return f"{value} B"
+    return f"{value:.3g} B"
 
 
 def ratio(stage: dict, baseline: dict | None, key: str) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SHORT = 26  # characters of a label of which three stand side by side
 MOST_LABELS = 20  # points with a number; of more, only those of the frontier
 COST_LABELS = {
     "latency": "latency / dense model in PyTorch fp32",
@@ -35,7 +36,9 @@ def draw_tradeoff(board: Board, cost: str, look: dict[str, tuple[str, str]], nam
     best = board.frontier()
     numbered = _numbered(board.points, best)
     chains = list(dict.fromkeys(point.techniques for point in board.points))
-    legend_rows = (len(numbered) + 1) // 2 + (len(chains) + len(board.dense[:3]) + len(board.marks) + 3) // 3
+    columns = 3 if all(len(chain) <= SHORT for chain in chains) else 2  # as many as there is room for
+    meanings = len(chains) + len(board.dense[:3]) + len(board.marks) + 1
+    legend_rows = (len(numbered) + 1) // 2 + -(-meanings // columns)
     figure, grid = panels(size=(7.0, 4.0 + 0.19 * legend_rows))
     axes = grid[0, 0]
     everything = [*board.points, *board.dense]
@@ -56,7 +59,7 @@ def draw_tradeoff(board: Board, cost: str, look: dict[str, tuple[str, str]], nam
     axes.set_title(f"{plain(board.title)}: {plain(board.metric)} against {word}", pad=10)
     without = len(board.points) - len(numbered)
     note = _below_note(below) + f"Points without a number: {without} more recipes." * bool(without)
-    _legends(figure, axes, numbered, look, names, note)
+    _legends(figure, axes, numbered, look, names, note, columns)
     _number(figure, axes, numbered, everything, bottom)
     return figure
 
@@ -128,11 +131,13 @@ def _below_note(below: list[Point]) -> str:
     return f"▽ below the range: {listed}{f' and {len(below) - 6} more' * (len(below) > 6)}. "
 
 
-def _legends(figure: Figure, axes: Axes, numbered: list[Point], look: dict, names: dict[str, str], note: str) -> None:
+def _legends(
+    figure: Figure, axes: Axes, numbered: list[Point], look: dict, names: dict[str, str], note: str, columns: int
+) -> None:
     """Above the picture what the looks mean, below it what the numbers mean."""
     from matplotlib.lines import Line2D
 
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns)
     handles = [
         Line2D([], [], linestyle="none", markersize=5, color=color, marker=marker)
         for color, marker in (look[point.techniques] for point in numbered)

@@ -263,7 +263,7 @@ def test_recipes_that_share_a_name_are_not_averaged(runs):
 
 def test_a_spread_of_no_bytes_is_not_shown(runs):
     line = comparison_table(rows(read_runs([runs])[0])).splitlines()[-1]
-    assert "| 50.0 (50 %) |" in line and "± 0.0153" in line
+    assert "| 50 (50 %) |" in line and "± 0.0153" in line
 
 
 def test_runs_without_results_have_their_reason(runs):

@@ -49,13 +49,18 @@ class ModelSpec:
     config: dict[str, Any] = field(default_factory=dict)
 
 
+# What each runtime computes in; the first is what it takes by default.
+PRECISIONS = {"torch": ("fp32", "bf16"), "openvino": ("f32", "bf16", "int8")}
+
+
 @dataclass
 class MeasureSpec:
     """What latency is measured at, and what a latency target means.
 
     Args:
         runtime (`str`, *optional*, defaults to `"openvino"`): the runtime that will serve the model.
-        precision (`str`, *optional*): `None` takes int8 for a recipe that quantizes to it and f32 otherwise.
+        precision (`str`, *optional*): of `PRECISIONS`; `None` takes int8 for a recipe that quantizes to it, and the
+            runtime's first otherwise.
         batch (`int`, *optional*): examples at once; `None` takes 128 images or 1 sentence.
         length (`int`, *optional*): tokens; `None` takes the task's `max_length`.
         seconds (`float`, *optional*, defaults to 10): about how long one comparison may take.
@@ -68,6 +73,11 @@ class MeasureSpec:
     seconds: float = 10.0
 
     def __post_init__(self):
+        allowed = PRECISIONS[self.runtime]
+        if self.precision is not None and self.precision not in allowed:
+            raise RecipeError(
+                f"measure.precision: got {self.precision!r} for {self.runtime}; allowed are {', '.join(allowed)}."
+            )
         for name in ("batch", "length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -165,7 +175,8 @@ class Recipe:
         return recipe
 
     def identity(self) -> str:
-        """Hash of what determines the result: task, model, training, steps and seed; no paths, no Hub settings.
+        """Hash of what determines the result: task, model, training, steps and seed; no paths, no Hub settings. If
+        a target speaks of latency, what it is measured at is part of it.
 
         The sample of the package is other data, not another place of the same.
         """
@@ -174,6 +185,9 @@ class Recipe:
             plain["task"].pop("data_dir")
         kept = {key: plain[key] for key in ("task", "model", "training", "steps", "seed")}
         kept["precision"] = plain["measure"]["precision"]
+        if any(step.target is not None and step.target.kind == "latency" for step in self.steps):
+            served = {key: value for key, value in plain["measure"].items() if key != "seconds"}
+            kept["served"] = {**served, "threads": plain["threads"]}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import RecipeError, TargetError, UnsupportedModelError
 from ..measurement import encoder_modules
+from ..measurement.moments import Moments, input_moments
 from ..registry import Cost, StepContext, Target, register_method
 from .factors import Basis, Metric, decompose
 from .layers import Layer, find_layers, observe, replace
-from .moments import Moments, input_moments
 from .ranks import Option, candidate_ranks, least_cost, ranks_for_budget, ranks_for_energy, ranks_for_rank
 
 
@@ -159,7 +159,7 @@ def _moments(model, layers: Sequence[Layer], options: SvdOptions, context: StepC
     if options.weighting == "none":
         return {}
     batches = context.progress(context.calibration(options.calibration_samples), "Watching activations")
-    moments = input_moments(model, layers, batches)
+    moments = input_moments(model, {layer.name: layer.module for layer in layers}, batches)
     unseen = [layer.name for layer in layers if layer.name not in moments]
     if unseen:
         raise UnsupportedModelError(

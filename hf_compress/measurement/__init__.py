@@ -16,7 +16,10 @@ from .machine import (
 from .macs import count
 from .memory import PeakMemory, peak_memory, reset_peak_memory
 from .openvino_export import require_openvino, to_openvino, without_statistics
+from .openvino_names import name_convolutions
+from .profile import module_seconds
 from .runtimes import arithmetic, openvino_callable, openvino_config, openvino_model, stored_bytes, torch_callable
+from .serving import Serving
 from .size import folder_size, parameter_bytes
 from .states import device_of, evaluating
 from .verb import Measurement, measure
@@ -26,6 +29,7 @@ __all__ = [
     "Evaluation",
     "Measurement",
     "PeakMemory",
+    "Serving",
     "agreement",
     "arithmetic",
     "configure_threads",
@@ -46,6 +50,8 @@ __all__ = [
     "latency_rows",
     "max_length",
     "measure",
+    "module_seconds",
+    "name_convolutions",
     "openvino_callable",
     "openvino_config",
     "openvino_model",

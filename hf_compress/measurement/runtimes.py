@@ -83,6 +83,10 @@ class OpenVinoCallable:
     def __call__(self, inputs: dict[str, np.ndarray]) -> Any:
         return self._request.infer(inputs, share_inputs=True, share_outputs=True)
 
+    def profile(self) -> list[tuple[str, float]]:
+        """Name and seconds of each operation of the last call, of a model compiled with the property `PERF_COUNT`."""
+        return [(entry.node_name, entry.real_time.total_seconds()) for entry in self._request.get_profiling_info()]
+
 
 def torch_callable(model: nn.Module, precision: str = "fp32", threads: int | None = None) -> TorchCallable:
     """

@@ -14,13 +14,12 @@ import numpy as np
 from torch import nn
 
 from ..errors import CompressionError, RecipeError, UnsupportedModelError
-from ..measurement import instruction_sets, to_openvino
+from ..measurement import instruction_sets, name_convolutions, to_openvino
 from ..registry import StepContext, register_method
 from .calibration import Calibration
 from .census import layers, summary
 from .engine import quiet_engine, reason_of, require
 from .exported import EXTRA, OPTIMUM, wrap
-from .names import name_convolutions
 
 
 if TYPE_CHECKING:

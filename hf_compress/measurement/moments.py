@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CompressionError
-from ..measurement import device_of, evaluating
-from .layers import Layer
+from .states import device_of, evaluating
 
 
 if TYPE_CHECKING:
@@ -45,21 +44,21 @@ class Moments:
         return second - torch.outer(self.mean, self.mean) if centred else second
 
 
-def input_moments(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Batch]) -> dict[str, Moments]:
+def input_moments(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Batch]) -> dict[str, Moments]:
     """Run batches through the model and sum up what enters every layer.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): run in eval mode, without gradients, and left as it was.
-        layers (`Sequence[Layer]`): whose inputs to look at. A convolution's input is the patch under its kernel,
-            `(in kh kw,)`, zero padding included.
+        layers (`Mapping[str, nn.Module]`): the `Linear` and `Conv2d` whose inputs to look at, by name. A convolution's
+            input is the patch under its kernel, `(in kh kw,)`, zero padding included.
         batches (`Iterable[Batch]`): inputs; tokens that the `attention_mask` leaves out are not counted.
 
     Returns:
-        `dict[str, Moments]`: by name of the layer; layers that were never run are missing. Layers that read the same
+        `dict[str, Moments]`: by name; layers that were never run are missing. Layers that read the same
         tensor (query, key and value) share one.
     """
     watcher = _Watcher()
-    handles = [layer.module.register_forward_pre_hook(watcher.hook(layer)) for layer in layers]
+    handles = [module.register_forward_pre_hook(watcher.hook(name)) for name, module in layers.items()]
     device = device_of(model)
     try:
         with evaluating(model):
@@ -83,35 +82,45 @@ class _Watcher:
         self.mask = mask.bool() if mask is not None and mask.ndim == 2 else None
         self.latest: tuple[Tensor, Moments] | None = None
 
-    def hook(self, layer: Layer):
+    def hook(self, name: str):
         def look(module: nn.Module, args: tuple) -> None:
             values = args[0].detach()
             linear = isinstance(module, nn.Linear)
             again = linear and self.latest is not None and self.latest[0] is args[0]
-            if layer.name not in self.moments:
+            if name not in self.moments:
                 if again:
-                    self.followers.add(layer.name)
+                    self.followers.add(name)
                 width = module.weight[0].numel()
-                self.moments[layer.name] = self.latest[1] if again else Moments(width, module.weight.device)
-            moments = self.moments[layer.name]
+                self.moments[name] = self.latest[1] if again else Moments(width, module.weight.device)
+            moments = self.moments[name]
             if again and moments is self.latest[1]:
                 return
-            if layer.name in self.followers:
+            if name in self.followers:
                 raise CompressionError(
-                    f"{layer.name} shares its input with another layer only sometimes; weighting 'activation' cannot "
+                    f"{name} shares its input with another layer only sometimes; weighting 'activation' cannot "
                     "follow that. Exclude the layer, or take weighting 'none'."
                 )
-            for rows in self._tokens(values) if linear else _patches(module, values):
+            for rows in input_rows(module, values, self.mask):
                 moments.add(rows)
             self.latest = (args[0], moments) if linear else None
 
         return look
 
-    def _tokens(self, values: Tensor) -> Iterator[Tensor]:
-        if self.mask is not None and values.ndim == 3 and values.shape[:2] == self.mask.shape:
-            yield values[self.mask]
-        else:
-            yield values.flatten(0, -2) if values.ndim > 1 else values[None]
+
+def input_rows(module: nn.Linear | nn.Conv2d, values: Tensor, mask: Tensor | None = None) -> Iterator[Tensor]:
+    """What a layer reads, as rows `(count, n)`, some of a batch at a time: tokens that count, or patches.
+
+    Args:
+        module (`nn.Linear` or `nn.Conv2d`): the layer.
+        values (`torch.Tensor`): a batch of its inputs.
+        mask (`torch.BoolTensor` of shape `(examples, length)`, *optional*): which tokens count.
+    """
+    if isinstance(module, nn.Conv2d):
+        yield from _patches(module, values)
+    elif mask is not None and values.ndim == 3 and values.shape[:2] == mask.shape:
+        yield values[mask.to(values.device)]
+    else:
+        yield values.flatten(0, -2) if values.ndim > 1 else values[None]
 
 
 def _patches(module: nn.Conv2d, images: Tensor) -> Iterator[Tensor]:

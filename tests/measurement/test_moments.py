@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from hf_compress.errors import CompressionError
-from hf_compress.lowrank.layers import Layer, find_layers
-from hf_compress.lowrank.moments import input_moments
+from hf_compress.lowrank.layers import find_layers
+from hf_compress.measurement.moments import input_moments
 
 
 class Wrapped(nn.Module):
@@ -25,10 +25,14 @@ def batches(*shape, count=3, seed=0):
     return [{"values": torch.randn(shape, generator=generator) + 0.5, "labels": torch.zeros(1)} for _ in range(count)]
 
 
+def modules(model) -> dict[str, nn.Module]:
+    return {layer.name: layer.module for layer in find_layers(model)[0]}
+
+
 def test_linear_layers_count_every_position_once():
     module = nn.Linear(6, 4)
     data = batches(3, 5, 6)
-    moments = input_moments(Wrapped(module), [Layer("x", module, ("linear",))], data)["x"]
+    moments = input_moments(Wrapped(module), {"x": module}, data)["x"]
     rows = torch.cat([batch["values"].flatten(0, 1) for batch in data]).double()
     assert moments.count == 45
     assert torch.allclose(moments.mean, rows.mean(0), atol=1e-6)
@@ -37,18 +41,18 @@ def test_linear_layers_count_every_position_once():
 
 
 def test_padding_is_not_counted(tiny_bert, tiny_bert_batch):
-    layers, _ = find_layers(tiny_bert)
+    layers = modules(tiny_bert)
     short = {name: value[1:2] for name, value in tiny_bert_batch.items()}
     cut = {name: value[:, :7] if value.ndim == 2 else value for name, value in short.items()}
     padded, bare = (input_moments(tiny_bert, layers, [batch]) for batch in (short, cut))
-    assert set(padded) == {layer.name for layer in layers}
+    assert set(padded) == set(layers)
     for name, moments in padded.items():
         assert moments.count == bare[name].count == 7
         assert torch.allclose(moments.matrix(True), bare[name].matrix(True), atol=1e-5)
 
 
 def test_query_key_and_value_share_their_input(tiny_bert, tiny_bert_batch):
-    layers, _ = find_layers(tiny_bert)
+    layers = modules(tiny_bert)
     tiny_bert.train()
     found = input_moments(tiny_bert, layers, [tiny_bert_batch] * 2)
     attention = "bert.encoder.layer.1.attention"
@@ -69,11 +73,11 @@ def test_query_key_and_value_share_their_input(tiny_bert, tiny_bert_batch):
     ],
 )
 def test_patches_explain_the_second_moment_of_a_convolutions_output(geometry, monkeypatch):
-    monkeypatch.setattr("hf_compress.lowrank.moments.CHUNK", 500)  # an image at a time
+    monkeypatch.setattr("hf_compress.measurement.moments.CHUNK", 500)  # an image at a time
     torch.manual_seed(0)
     module = nn.Conv2d(3, 4, bias=False, **geometry)
     data = batches(5, 3, 9, 8)
-    moments = input_moments(Wrapped(module), [Layer("x", module, ("channel",))], data)["x"]
+    moments = input_moments(Wrapped(module), {"x": module}, data)["x"]
     with torch.no_grad():
         outputs = torch.cat([module(batch["values"]) for batch in data]).transpose(0, 1).flatten(1).double()
         weight = module.weight.flatten(1).double()
@@ -95,8 +99,8 @@ def test_layers_that_never_run_are_missing_and_odd_sharing_is_refused():
             return self.a(values) + self.b(values if self.calls == 1 else values * 2)
 
     model = Odd()
-    layers, _ = find_layers(model)
+    layers = modules(model)
     assert set(input_moments(model, layers, batches(2, 4, count=1))) == {"a", "b"}
     model = Odd()
     with pytest.raises(CompressionError, match="b shares its input"):
-        input_moments(model, find_layers(model)[0], batches(2, 4))
+        input_moments(model, modules(model), batches(2, 4))

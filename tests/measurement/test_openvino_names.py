@@ -6,8 +6,7 @@ from torch import nn
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 import hf_compress  # noqa: F401  (registers the CIFAR entries)
-from hf_compress.measurement import to_openvino
-from hf_compress.quantization.names import name_convolutions
+from hf_compress.measurement import name_convolutions, to_openvino
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,10 @@ class Target:
             )
         if self.scope not in SCOPES:
             raise RecipeError(f"target.scope: got {self.scope!r}; allowed are {', '.join(SCOPES)}.")
+        if self.scope != "model" and self.kind not in ("macs", "params"):
+            raise RecipeError(
+                f"target.scope: got {self.scope} with {self.kind}; it is for macs and params, leave it out."
+            )
 
     @classmethod
     def from_dict(cls, value: dict) -> Target:
@@ -108,6 +112,7 @@ class StepContext(Protocol):
     target: Target | None
     budget: float | None  # the target as an absolute figure: target.fraction * baseline_cost.of(target)
     baseline_cost: Cost
+    serving: Any  # the runtime, precision and batch that a target of latency speaks of, see `measurement.Serving`
     output_dir: Path | None  # where an exporting method may keep its working files
 
     def calibration(self, n: int) -> Iterable[Batch]:

@@ -35,7 +35,7 @@ from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
 from .report import print_stages, write_report
 from .results import new_results, save_results
-from .stages import copy_model, load_stage, measure_stage, save_stage, stage_seconds, timed_how
+from .stages import copy_model, load_stage, measure_stage, save_stage, stage_seconds, step_serving, timed_how
 from .storage import NO_ROOM, explain_full_disk, read_json, whole_folder, write_json, write_text
 from .store import StageStore, stage_key
 from .structure import track
@@ -245,6 +245,7 @@ class Runner:
             journal=self.journal,
             stage=stage.name,
         )
+        context.serving = step_serving(self.recipe, self.task, context)
         self.journal.append(operation="surgery", stage=stage.name, status="started")
         clock = Clock()
         report = apply_method(model, step.technique, step.method, step.options, context, distill=step.distill)

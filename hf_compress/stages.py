@@ -11,13 +11,14 @@ from typing import Any
 from torch import nn
 
 from .journal import JOURNAL, Journal
-from .measurement import arithmetic, count, cpu_name, evaluate, folder_size, latency_rows
+from .measurement import Serving, arithmetic, count, cpu_name, evaluate, folder_size, latency_rows
 from .models import load_model
 from .quantization import is_exported, load_exported, save_exported, served_precision
 from .recipe import MeasureSpec, Recipe
 from .registry import Cost
 from .storage import read_json
 from .tasks import Task, TaskData
+from .training import Context, serving
 
 
 # what stands in a stage's folder beside the model
@@ -115,6 +116,7 @@ def measure_stage(
         "achieved": report["achieved"],
         "latency": rows,
         "layers": notes.pop("layers", {}),
+        "sensitivity": notes.pop("sensitivity", {}),
         "epochs": notes.pop("epochs", []),
         "events": notes.pop("events", []),
         "notes": notes,
@@ -148,6 +150,22 @@ def served_shape(measure: MeasureSpec, task: Task) -> dict[str, int | None]:
         "batch": measure.batch or (1 if is_text else 128),
         "length": (measure.length or task.spec.max_length) if is_text else None,
     }
+
+
+def step_serving(recipe: Recipe, task: Task, context: Context) -> Serving:
+    """What a target of latency speaks of: as the recipe says, or the precision that it comes to in the end."""
+    measure = recipe.measure
+    last = next((step for step in recipe.steps if step.technique == "quantize"), None)
+    quantizes = last is not None and last.options.scheme != "none"
+    served = "int8" if quantizes and measure.runtime == "openvino" else None
+    return serving(
+        context,
+        last.options if quantizes else None,
+        runtime=measure.runtime,
+        precision=measure.precision or served,
+        threads=recipe.threads,
+        **served_shape(measure, task),
+    )
 
 
 def _latencies(model: Any, baseline: Path | None, recipe: Recipe, task: Task) -> list[dict]:

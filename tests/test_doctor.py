@@ -23,6 +23,7 @@ from hf_compress.recipe import load_recipe
 from hf_compress.runner import resolved
 from hf_compress.storage import write_text
 from hf_compress.tasks import TaskSpec, load_task, published_sizes
+from hf_compress.training import apply_method
 
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
@@ -340,3 +341,20 @@ def test_latencies_are_expected_to_take_what_their_rounds_take():
     assert expected_seconds([0.5], seconds=5) == pytest.approx(2 * 0.5 + 10 * 0.5)  # two calls to warm up, ten rounds
     assert expected_seconds([0.01, 0.01], seconds=4) == pytest.approx(2 * 3 * 0.01 + 100 * 2 * 0.02)
     assert expected_seconds([10.0], seconds=1) == pytest.approx(10 + 3 * 10)  # at least three, however slow
+
+
+def test_surgery_that_looks_at_examples_is_tried_on_few(capsys, tmp_path, monkeypatch):
+    asked = []
+
+    def apply(model, technique, method, options, context):
+        asked.append((options.samples, getattr(options, "probe_samples", None)))
+        report = apply_method(model, technique, method, options, context)
+        report.seconds["surgery"], report.seconds["calibrate"] = options.samples / 100, 0.5
+        return report
+
+    monkeypatch.setattr("hf_compress.doctor.rehearsal.apply_method", apply)
+    steps = [{"prune": {"method": "fisher", "target": {"macs": 0.7}, "samples": 320, "probe_samples": 40}}]
+    code, content = told(capsys, written(tmp_path, image_recipe(tmp_path / "out", steps)))
+    assert code == 0 and asked == [(32, 4), (64, 8)]
+    (stage,) = [stage for stage in content["stages"] if stage["stage"] == "01_prune"]
+    assert stage["surgery"] == pytest.approx(3.2) and stage["calibrate"] == pytest.approx(0.5)

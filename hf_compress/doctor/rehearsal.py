@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
@@ -31,7 +31,7 @@ from ..models import load_model, load_teacher
 from ..plan import PlannedStage
 from ..recipe import Recipe, Step
 from ..registry import get_method
-from ..stages import EVALUATION_BATCH, served_shape
+from ..stages import EVALUATION_BATCH, served_shape, step_serving
 from ..structure import track
 from ..tasks import load_task
 from ..training import Context, apply_method
@@ -42,6 +42,7 @@ from .samples import PIXELS, sample
 TRAINING_SECONDS, GLANCE = 1.5, 0.3  # how long steps of one kind, and calls of another, are timed
 PATIENCE = 3.0  # seconds that one training step or batch may take; a longer one is timed on fewer examples
 LARGE = 50e6  # parameters above which surgery and conversion are not tried, but counted by what follows
+FEW_EXAMPLES = 32  # for a first look at a surgery that looks at examples
 SURGERY = {"prune": 0.03, "factorize": 0.11}  # seconds for a million parameters, on a BERT-large and two cores
 CONVERSION = 0.06  # the same, from PyTorch to OpenVINO
 ENGINE = 2.0  # seconds of an int8 export, whatever the model
@@ -209,7 +210,7 @@ class Rehearsal:
         return step.distill is not None or get_method(step.technique, step.method).trains
 
     def _context(self, step: Step, **fields) -> Context:
-        return Context(
+        context = Context(
             data=self.data,
             baseline=self.dense,
             load_teacher=self._teacher,
@@ -219,6 +220,8 @@ class Rehearsal:
             seed=self.recipe.seed,
             length=self.recipe.measure.length,
         )
+        context.serving = step_serving(self.recipe, self.task, context)
+        return context
 
     def _surgery(self, stage: PlannedStage) -> tuple[float, float]:
         """Do what the step does to the modules; seconds of the surgery and of the calibration."""
@@ -230,11 +233,31 @@ class Rehearsal:
             return SURGERY[step.technique] * millions, 0.0
         track(self.current)
         try:
-            report = apply_method(self.current, step.technique, step.method, step.options, self._context(step))
+            seconds = self._apply(step)
         except (TargetError, UnsupportedModelError) as error:
             raise type(error)(f"{stage.name}: {error}") from error
         self._take(self.current)
-        return report.seconds["surgery"], report.seconds["calibrate"]
+        return seconds
+
+    def _apply(self, step: Step) -> tuple[float, float]:
+        """A method that looks at many examples is tried on few, and on twice as many: the rest follows from that."""
+        method = get_method(step.technique, step.method)
+        looks = "calibration" in method.needs or getattr(step.options, "repair", False)
+        wanted = getattr(step.options, "samples", 0) if looks else 0
+        counts = [FEW_EXAMPLES, 2 * FEW_EXAMPLES] if wanted > 2 * FEW_EXAMPLES else [wanted]
+        found = []
+        for number in counts:
+            options = step.options
+            if number < wanted:
+                fewer = {"samples": number}
+                if hasattr(options, "probe_samples"):
+                    fewer["probe_samples"] = ceil(options.probe_samples * number / wanted)
+                options = replace(options, **fewer)
+            model = self.current if number == counts[-1] else copy.deepcopy(self.current)
+            report = apply_method(model, step.technique, step.method, options, self._context(step))
+            found.append([report.seconds["surgery"], report.seconds["calibrate"]])
+        more = (wanted - counts[-1]) / FEW_EXAMPLES
+        return tuple(last + more * max(0.0, last - first) for first, last in zip(found[0], found[-1], strict=True))
 
     def _training(self, step: Step) -> tuple[float, int]:
         """Seconds of the step's training with its watching of the holdout, and bytes that the timed part lacked."""

@@ -91,6 +91,10 @@ class CostModel:
         """The figure when `kept` units of each group stay."""
         return self._constant + self._units(kept)
 
+    def widths(self, group: UnitGroup) -> range:
+        """Every width has a cost of its own."""
+        return range(group.size + 1)
+
     def _units(self, kept: Mapping[str, int]) -> float:
         return sum(layer.cost(kept) for layer in self._layers.values()) + sum(
             each * kept[name] for name, each in self._extra.items()

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import CompressionError, UnsupportedModelError
+from ..measurement import device_of, evaluating
 from .units import Slice, UnitGroup, is_depthwise
+
+
+if TYPE_CHECKING:
+    from ..registry import Batch
 
 
 def magnitude_scores(model: nn.Module, groups: Sequence[UnitGroup], power: int = 2) -> dict[str, Tensor]:
@@ -58,3 +67,167 @@ def quantiles(scores: Tensor) -> Tensor:
     ranks = torch.empty_like(scores)
     ranks[torch.argsort(scores, stable=True)] = torch.arange(len(scores), dtype=scores.dtype)
     return (ranks + 0.5) / len(scores)
+
+
+def distance_scores(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
+    """How far each unit's weights are from those of the other units of its group, relative to the mean.
+
+    A unit near the geometric median of its layer can be replaced by others (FPGM, He et al. 2019,
+    https://arxiv.org/abs/1811.00250).
+
+    Returns:
+        `dict[str, Tensor]`: name of a group -> float64 scores, `(size,)`; the mean of each layer that makes them is 1.
+    """
+    scores = {}
+    for group in groups:
+        total = torch.zeros(group.size, dtype=torch.float64)
+        for part in group.producers:
+            module = model.get_submodule(part.module)
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                rows = module.weight.detach().flatten(1).double().cpu()[part.index].flatten(1)
+                distances = torch.cdist(rows, rows).sum(1)
+                mean = distances.mean()
+                total += torch.ones_like(distances) if mean == 0 else distances / mean
+        scores[group.name] = total
+    return scores
+
+
+def lamp_scores(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
+    """The energy of each unit's weights as a share of that of all units of its group with no less.
+
+    The last unit of a group has the share 1 whatever its layer's scale, so that no layer vanishes (LAMP, Lee et al.
+    2021, https://arxiv.org/abs/2010.07611, here for whole units).
+
+    Returns:
+        `dict[str, Tensor]`: name of a group -> float64 scores in (0, 1], `(size,)`.
+    """
+    scores = {}
+    for name, energy in magnitude_scores(model, groups).items():
+        order = torch.argsort(energy, stable=True)
+        rest = energy[order].flip(0).cumsum(0).flip(0)
+        share = torch.empty_like(energy)
+        share[order] = torch.where(rest > 0, energy[order] / rest, 0.0)
+        scores[name] = share
+    return scores
+
+
+def norm_scale_scores(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
+    """The mean absolute scale that batch normalizations give each channel (Liu et al. 2017,
+    https://arxiv.org/abs/1708.06519).
+
+    Returns:
+        `dict[str, Tensor]`: name of a group -> float64 scores, `(size,)`.
+
+    Raises:
+        [`UnsupportedModelError`]: where a group has no batch normalization with a scale.
+    """
+    scores = {}
+    for group in groups:
+        modules = [(model.get_submodule(part.module), part) for part in group.producers]
+        scales = [
+            module.weight.detach().abs().double().cpu()[part.index].mean(1)
+            for module, part in modules
+            if isinstance(module, _BatchNorm) and module.weight is not None
+        ]
+        if not scales:
+            raise UnsupportedModelError(
+                f"bn_scale: {group.name} has no batch normalization whose scale could be looked at; prune with "
+                "another method, such as magnitude."
+            )
+        scores[group.name] = torch.stack(scales).mean(0)
+    return scores
+
+
+def random_scores(groups: Sequence[UnitGroup], seed: int) -> dict[str, Tensor]:
+    """Uniform scores: what every criterion has to beat."""
+    generator = torch.Generator().manual_seed(seed)
+    return {group.name: torch.rand(group.size, generator=generator, dtype=torch.float64) for group in groups}
+
+
+def activation_scores(model: nn.Module, groups: Sequence[UnitGroup], batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """The mean absolute value of what is read from each unit, over examples and positions, relative to its group.
+
+    Args:
+        batches (`Iterable[Batch]`): inputs; tokens that the attention mask leaves out do not count.
+
+    Returns:
+        `dict[str, Tensor]`: name of a group -> float64 scores, `(size,)`; the mean of a group is 1.
+
+    Raises:
+        `CompressionError`: without examples.
+    """
+    readers: dict[str, list[tuple[UnitGroup, Slice]]] = {}
+    for group in groups:
+        for part in group.consumers:
+            readers.setdefault(part.module, []).append((group, part))
+    sums = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
+    mask: list[Tensor | None] = [None]
+
+    def watch(parts: Sequence[tuple[UnitGroup, Slice]]):
+        def add(module: nn.Module, args: tuple) -> None:
+            sizes = args[0].detach().abs()
+            if isinstance(module, nn.Conv2d):
+                by_position = sizes.flatten(2).mean(2)
+            elif mask[0] is not None and sizes.shape[:2] == mask[0].shape:
+                by_position = sizes[mask[0].to(sizes.device)]
+            else:
+                by_position = sizes.flatten(0, -2)
+            by_position = by_position.double().mean(0).cpu()
+            for group, part in parts:
+                sums[group.name] += by_position[part.index].mean(1)
+
+        return add
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(watch(parts)) for name, parts in readers.items()]
+    seen = 0
+    try:
+        with evaluating(model):
+            for batch in batches:
+                attention = batch.get("attention_mask")
+                mask[0] = attention.bool() if attention is not None and attention.dim() == 2 else None
+                inputs = {name: value for name, value in batch.items() if name != "labels"}
+                model(**{name: value.to(device_of(model)) for name, value in inputs.items()})
+                seen += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not seen:
+        raise CompressionError("calibration: the data has no example to look at; give at least one.")
+    means = {name: values.mean() for name, values in sums.items()}
+    return {
+        name: torch.ones_like(values) if means[name] == 0 else values / means[name] for name, values in sums.items()
+    }
+
+
+def look_alikes(model: nn.Module, groups: Sequence[UnitGroup]) -> list[list[UnitGroup]]:
+    """The groups, together with those whose units the same kinds of layers of the same shapes make and read."""
+    kinds: dict[tuple, list[UnitGroup]] = {}
+    for group in groups:
+        shapes = Counter(_shape(model.get_submodule(part.module), part.side) for part in group.slices)
+        kinds.setdefault((group.kind, group.size, *sorted(shapes.items())), []).append(group)
+    return list(kinds.values())
+
+
+def shared_quantiles(
+    model: nn.Module,
+    groups: Sequence[UnitGroup],
+    scores: Mapping[str, Tensor],
+    alike: Iterable[Sequence[UnitGroup]] | None = None,
+) -> dict[str, Tensor]:
+    """Rank of each score among those of all groups that look alike, from 0 to 1.
+
+    This is the isomorphic scope of Fang et al. 2024 (https://arxiv.org/abs/2407.04616): what looks alike is ranked
+    together, and every kind of group loses the same fraction.
+    """
+    found = {}
+    for kind in look_alikes(model, groups) if alike is None else alike:
+        names = [group.name for group in kind if group.name in scores]
+        if not names:
+            continue
+        ranks = quantiles(torch.cat([scores[name] for name in names]))
+        found.update(zip(names, ranks.split([len(scores[name]) for name in names]), strict=True))
+    return found
+
+
+def _shape(module: nn.Module, side: str) -> tuple:
+    return type(module).__name__, side, *(() if module.weight is None else module.weight.shape)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ..errors import CompressionError, UnsupportedModelError
+from ..measurement import example_inputs
+from .blocks import removable
 from .channels import channel_groups
 from .encoders import encoder_groups
 from .units import UnitGroup
@@ -41,7 +43,7 @@ def find_units(model: nn.Module, *, heads: bool = True, neurons: bool = True, mi
     if hasattr(model, "timm_model"):
         groups, kept = channel_groups(model)
         groups = [replace(group, minimum=min(min_channels, group.size)) for group in groups]
-        return Inventory(groups, kept)
+        return Inventory(_with_blocks(model, groups), kept)
     if not hasattr(model, "config"):
         raise UnsupportedModelError(
             f"{type(model).__name__} is no model of Transformers; wrap timm networks with "
@@ -54,3 +56,17 @@ def find_units(model: nn.Module, *, heads: bool = True, neurons: bool = True, mi
             "one of them, or leave the step out."
         )
     return Inventory(groups, {})
+
+
+def _with_blocks(model: nn.Module, groups: list[UnitGroup]) -> list[UnitGroup]:
+    """`groups`, of which those that are all there is inside a block that can leave know it."""
+    try:
+        blocks = removable(model, example_inputs(model))
+    except CompressionError:  # a network without such blocks
+        return groups
+
+    def inside(block: str) -> list[UnitGroup]:
+        return [g for g in groups if all(part.module.startswith(f"{block}.") for part in g.slices)]
+
+    homes = {inside(block)[0].name: block for block in blocks if len(inside(block)) == 1}
+    return [replace(group, block=homes.get(group.name)) for group in groups]

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..allocate import Choice, allocate
 from .costs import CostModel
+from .elimination import Order
 from .units import UnitGroup
+
+
+class Costs(Protocol):
+    """What units cost, whatever the figure."""
+
+    now: float  # with all of them
+
+    def total(self, kept: Mapping[str, int]) -> float:
+        """The figure when `kept` units of each group stay."""
+
+    def widths(self, group: UnitGroup) -> Collection[int]:
+        """The widths of a group among which the figure can tell."""
 
 
 # A selection that falls below its budget by more than this share looks for units of a better size.
@@ -140,3 +155,47 @@ def _taken_back(groups: Sequence[UnitGroup], gone: Sequence[_Chunk], costs: Cost
             blocked.add(chunk.group)
         left.append(chunk)
     return left
+
+
+def lowest_cost(groups: Sequence[UnitGroup], costs: Costs, round_to: int = 1) -> float:
+    """The lowest figure that [`choose`] can reach, by removing blocks too."""
+    return costs.total({group.name: min(_widths(group, costs, round_to)) for group in groups})
+
+
+def choose(
+    groups: Sequence[UnitGroup], orders: Mapping[str, Order], costs: Costs, budget: float, round_to: int = 1
+) -> dict[str, Tensor]:
+    """Widths with the least sum of losses that meet the budget, and which units stay; bool of shape `(size,)`.
+
+    A residual block may lose all its units, and leaves then.
+    """
+    full = {group.name: group.size for group in groups}
+    options = {group.name: _widths(group, costs, round_to) for group in groups}
+
+    def around(kept: Mapping[str, int]) -> dict[str, list[Choice]]:
+        total = costs.total(kept)
+        share = total / len(groups)
+        return {
+            name: [
+                Choice(w, float(orders[name].losses[full[name] - w]), share + costs.total({**kept, name: w}) - total)
+                for w in widths
+            ]
+            for name, widths in options.items()
+        }
+
+    chosen = allocate(
+        around(full), budget, recost=lambda selection: around({name: c.option for name, c in selection.items()})
+    )
+    selection = {}
+    for group in groups:
+        keep = torch.ones(group.size, dtype=torch.bool)
+        keep[orders[group.name].units[: group.size - chosen[group.name].option]] = False
+        selection[group.name] = keep
+    return selection
+
+
+def _widths(group: UnitGroup, costs: Costs, round_to: int) -> list[int]:
+    """The widths to choose from: of those that cost the same, the largest alone."""
+    step = 1 if group.kind == "heads" else round_to
+    allowed = {group.size, *range(narrowest(group, round_to), group.size, step), *([0] if group.removable else [])}
+    return sorted(allowed & set(costs.widths(group)))

@@ -12,6 +12,10 @@ from .encoders import encoder_layout
 from .units import Selection, UnitGroup, is_depthwise, remaining_groups, removed_positions, side_size
 
 
+# A tensor under this name in a module, where somebody put one, is cut like its rows: it tells which of them are left.
+ROWS = "kept_rows"
+
+
 def shrink(model: nn.Module, groups: Sequence[UnitGroup], selection: Selection) -> list[UnitGroup]:
     """Cut out of `model`, in place, every unit that `selection` does not keep.
 
@@ -46,7 +50,7 @@ def _cut(module: nn.Module, side: str, gone: Tensor) -> None:
         setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", len(rows))
         return
     depthwise = is_depthwise(module)
-    for name in ("weight", "bias", "running_mean", "running_var"):
+    for name in ("weight", "bias", "running_mean", "running_var", ROWS):
         tensor = getattr(module, name, None)
         if isinstance(tensor, Tensor):
             setattr(module, name, _part(tensor, 0, rows))
@@ -74,7 +78,10 @@ def _count_heads(model: nn.Module, group: UnitGroup, heads: int) -> None:
 
 
 def _take_out(model: nn.Module, group: UnitGroup) -> None:
-    """Replace a layer that has no unit left by what it still does: adding a bias."""
+    """Replace a layer that has no unit left by what it still does: adding a bias; and a residual block by nothing."""
+    if group.removable:
+        model.set_submodule(group.block, Removed.replacing(model.get_submodule(group.block)))
+        return
     layout = encoder_layout(model)
     reader = layout.attention_output if group.kind == "heads" else layout.contraction
     gone = layout.attention if group.kind == "heads" else layout.removable_expansion

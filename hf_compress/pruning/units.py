@@ -47,7 +47,8 @@ class UnitGroup:
         kind (`str`): `"channels"`, `"heads"` or `"neurons"`.
         slices (`tuple[Slice, ...]`): all places the units live in, at least one of them on an `"in"` side.
         minimum (`int`): how many units have to stay; 0 where the layer can do without any.
-        block (`str`, *optional*): for heads and neurons, the Transformer layer they belong to.
+        block (`str`, *optional*): for heads and neurons, the Transformer layer they belong to; for channels, the
+            residual block that can leave with all of them.
     """
 
     name: str
@@ -59,6 +60,11 @@ class UnitGroup:
     @property
     def size(self) -> int:
         return self.slices[0].index.shape[0]
+
+    @property
+    def removable(self) -> bool:
+        """Whether all units may go at once below the minimum, with the block around them."""
+        return self.kind == "channels" and self.block is not None
 
     @property
     def consumers(self) -> tuple[Slice, ...]:
@@ -94,6 +100,7 @@ def removed_positions(groups: Sequence[UnitGroup], selection: Selection) -> dict
 def remaining_groups(groups: Sequence[UnitGroup], selection: Selection) -> list[UnitGroup]:
     """The groups as they stand after `selection` was cut out: positions close up, empty groups are gone."""
     gone = removed_positions(groups, selection)
+    removed = tuple(f"{group.block}." for group in groups if group.removable and not selection[group.name].any())
     nothing = torch.empty(0, dtype=torch.long)
     left = []
     for group in groups:
@@ -102,6 +109,8 @@ def remaining_groups(groups: Sequence[UnitGroup], selection: Selection) -> list[
             continue
         slices = []
         for part in group.slices:
+            if part.module.startswith(removed):
+                continue
             index = part.index[keep]
             before = torch.searchsorted(gone.get((part.module, part.side), nothing), index)
             slices.append(replace(part, index=index - before))

@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 
 from ..registry import Target
-from ..training import Context, StepReport, apply_method
+from ..training import Context, StepReport, apply_method, serving
 
 
 def prune(
     model: nn.Module,
     *,
     method: str = "magnitude",
-    target: dict | Target,
+    target: dict | Target | None = None,
     data: Any = None,
     collate_fn: Callable | None = None,
     seed: int = 0,
@@ -23,6 +23,7 @@ def prune(
     training: dict | None = None,
     baseline: nn.Module | Callable[[], nn.Module] | None = None,
     output_dir: str | None = None,
+    measure: dict | None = None,
     **options,
 ) -> StepReport:
     """Prune a model in place until it meets a target.
@@ -38,7 +39,7 @@ def prune(
             A method of the technique `prune`; `hf-compress methods` lists them.
         target (`dict`):
             What is to be left, as a fraction of `baseline`: `{"macs": 0.5}` or `{"params": 0.5}`, with
-            `"scope": "encoder"` for the repeated blocks only.
+            `"scope": "encoder"` for the repeated blocks only; or, with methods that take it, `{"latency": 0.5}`.
         data (`datasets.Dataset`, *optional*):
             Training examples, for methods that look at data and for `distill`.
         collate_fn (`Callable`, *optional*):
@@ -54,6 +55,9 @@ def prune(
             needed where `model` is compressed already.
         output_dir (`str`, *optional*):
             Where checkpoints of a training go.
+        measure (`dict`, *optional*):
+            What a target of latency speaks of: `runtime`, `precision`, `batch`, `length` and `threads` of a
+            [`~measurement.Serving`].
         **options:
             Options of the method, such as those of [`MagnitudeOptions`].
 
@@ -78,11 +82,12 @@ def prune(
         data=data,
         collate_fn=collate_fn,
         baseline=baseline,
-        target=target if isinstance(target, Target) else Target.from_dict(target),
+        target=target if target is None or isinstance(target, Target) else Target.from_dict(target),
         training=training,
         seed=seed,
         output_dir=output_dir,
     )
+    context.serving = serving(context, **(measure or {}))
     if baseline is not None:
-        context.baseline_cost = context.cost(context.baseline())
+        context.set_baseline_cost(context.cost(context.baseline()))
     return apply_method(model, "prune", method, options, context, distill=distill)

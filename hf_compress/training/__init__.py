@@ -7,6 +7,7 @@ from .data import TrainingData
 from .finetune import FinetuneOptions
 from .fit import TrainReport, fit, prefer_channels_last
 from .order import GlobalBatchSampler, epoch_order
+from .served import serving
 from .trainer import CompressionTrainer
 
 
@@ -26,4 +27,5 @@ __all__ = [
     "fit",
     "is_main_process",
     "prefer_channels_last",
+    "serving",
 ]

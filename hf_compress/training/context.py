@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..errors import CompressionError
-from ..measurement import count
+from ..measurement import Serving, count
 from ..registry import Cost, Target
 from .arguments import build_arguments, default_training
 from .data import TrainingData, forward_columns, to_device
@@ -43,8 +44,9 @@ class Context:
         seed (`int`, *optional*, defaults to 0): of the order of examples, augmentation, dropout and calibration.
         output_dir (`str` or `os.PathLike`, *optional*): where checkpoints go. Without it nothing is saved and a
             training that is stopped starts again.
-        measure_cost (`Callable[[nn.Module], Cost]`, *optional*): what a target of latency or size needs; the default
-            counts parameters and MACs.
+        measure_cost (`Callable[[nn.Module], Cost]`, *optional*): the default counts parameters and MACs.
+        serving ([`~measurement.Serving`], *optional*): what a target of latency speaks of. Under such a target the
+            dense model is timed beside every model whose cost is asked for, and its latency is 1.
         length (`int`, *optional*): tokens of the example whose MACs are counted.
         journal ([`~journal.Journal`], *optional*), stage (`str`, *optional*): where calibrations and trainings are
             recorded, and under which stage.
@@ -64,6 +66,7 @@ class Context:
         seed: int = 0,
         output_dir: str | os.PathLike | None = None,
         measure_cost: Callable[[nn.Module], Cost] | None = None,
+        serving: Serving | None = None,
         length: int | None = None,
         journal: Any = None,
         stage: str | None = None,
@@ -84,6 +87,9 @@ class Context:
         self._loaded_baseline: Callable[[], nn.Module | None] = lambda: None
         self._load_teacher = load_teacher or _load_teacher
         self._measure_cost = measure_cost or (lambda model: count(model, length=length))
+        self.serving = serving or Serving(length=length)
+        if baseline_cost is not None:
+            self.set_baseline_cost(baseline_cost)
         self._journal, self._stage = journal, stage
         self._trainings = 0
 
@@ -121,8 +127,12 @@ class Context:
         return loss
 
     def cost(self, model: nn.Module) -> Cost:
-        """Parameters and MACs of `model`, and what else the run measures."""
-        return self._measure_cost(model)
+        """Parameters and MACs of `model`, and under a target of latency its time, where the dense model's is 1."""
+        cost = self._measure_cost(model)
+        if not self._is_timed:
+            return cost
+        own, dense = self.serving.latencies(model, self.baseline())
+        return replace(cost, latency=own / dense)
 
     def train(
         self, model: nn.Module, *, loss_terms: Sequence = (), callbacks: Sequence = (), **overrides
@@ -191,7 +201,21 @@ class Context:
             else:
                 self.notes[key] = value
 
+    def apart(self) -> Context:
+        """A context for something tried out on the same data, which leaves no notes and no times here."""
+        other = Context(seed=self.seed)
+        other.data, other.columns = self.data, self.columns
+        return other
+
     # -- what whoever runs the step uses ---------------------------------------------------------------------------
+
+    @property
+    def _is_timed(self) -> bool:
+        return self.target is not None and self.target.kind == "latency"
+
+    def set_baseline_cost(self, cost: Cost) -> None:
+        """Let `cost` be what targets are fractions of; under a target of latency that of the dense model is 1."""
+        self.baseline_cost = replace(cost, latency=1.0) if self._is_timed else cost
 
     @property
     def has_baseline(self) -> bool:

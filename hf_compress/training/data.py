@@ -43,9 +43,11 @@ class TrainingData:
         Raises:
             `CompressionError`: if `data` is empty, or has no length or no index.
         """
-        if isinstance(data, cls):
-            return data
         if hasattr(data, "train") and hasattr(data, "collate"):
+            if len(data.train) == 0:
+                raise CompressionError("data: the training split is empty.")
+            if isinstance(data, cls):
+                return data
             return cls(data.train, collate_fn or data.collate, data.holdout, data.compute_metrics)
         if isinstance(data, Mapping):  # a datasets.DatasetDict, most likely
             raise CompressionError(f"data: got the splits {', '.join(map(str, data))}; give one of them.")

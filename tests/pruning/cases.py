@@ -34,6 +34,14 @@ SHAPE = {
     "intermediate_size": 64,
     "max_position_embeddings": 66,
 }
+DISTILBERT_SHAPE = {
+    "vocab_size": 100,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 64,
+    "max_position_embeddings": 66,
+}
 
 
 def make(case: str, headless: bool = False, **config) -> nn.Module:
@@ -57,9 +65,7 @@ def _encoder(model_type: str, headless: bool, extra: dict) -> nn.Module:
         "bert": lambda: BertConfig(**{**SHAPE, **extra}),
         "roberta": lambda: RobertaConfig(**{**SHAPE, **extra}),
         "electra": lambda: ElectraConfig(**{**SHAPE, "embedding_size": 16, **extra}),
-        "distilbert": lambda: DistilBertConfig(
-            vocab_size=100, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=66, **extra
-        ),
+        "distilbert": lambda: DistilBertConfig(**{**DISTILBERT_SHAPE, **extra}),
     }
     torch.manual_seed(0)
     return (AutoModel if headless else AutoModelForSequenceClassification).from_config(configs[model_type]())
@@ -110,3 +116,21 @@ def random_selection(groups, seed: int, keep_one: bool = True) -> dict[str, torc
             keep[torch.randint(group.size, (1,), generator=generator)] = True
         selection[group.name] = keep
     return selection
+
+
+def examples_for(model: nn.Module, count: int = 24) -> dict:
+    """`data` and `collate_fn` for a verb: labelled examples of one length, the texts among them padded."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(count) % 2
+    if hasattr(model, "timm_model"):
+        columns = {"pixel_values": torch.randn(count, 3, 32, 32, generator=generator)}
+    else:
+        mask = (torch.arange(12) < torch.randint(6, 13, (count, 1), generator=generator)).long()
+        ids = torch.randint(5, 100, (count, 12), generator=generator)
+        columns = {"input_ids": ids * mask + (1 - mask), "attention_mask": mask}
+    rows = [{name: values[i] for name, values in columns.items()} | {"labels": labels[i]} for i in range(count)]
+
+    def collate(rows: list[dict]) -> dict:
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    return {"data": rows, "collate_fn": collate}

@@ -1,0 +1,199 @@
+"""Training-free pruning by second-order information: the method `prune/fisher`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import RecipeError, UnsupportedModelError
+from ..measurement.moments import Moments, input_moments
+from ..registry import StepContext, nearest, register_method
+from .blocks import chain
+from .channels import refresh_timm
+from .costs import CostModel
+from .elimination import Order, Reader, eliminate
+from .gradients import sensitivity
+from .inventory import find_units
+from .iteration import check_reach
+from .latency_costs import inner_groups, measure_latency_costs
+from .options import UnitOptions
+from .repair import pruned_readers, repairing
+from .selection import Costs, choose, lowest_cost
+from .sensitivity import Reference, corrected, divergences, stops
+from .surgery import shrink
+from .units import Selection, Slice, UnitGroup, side_size, widths
+
+
+SCORES = ("reconstruction", "masks")
+MOMENT_BYTES = 2**29  # second moments that are held at once
+ATTEMPTS = 4  # to meet a target of latency
+MARGIN = 0.98  # of the budget, after an attempt that came out too slow
+
+
+@dataclass(frozen=True)
+class FisherOptions(UnitOptions):
+    """Options of `prune: fisher`: those of all methods that take units, and
+
+    Args:
+        score (`str`, *optional*, defaults to `"reconstruction"`): what a layer loses with its units. With
+            `"reconstruction"` what is left of its readers' outputs after they are fitted anew, weighted by the loss's
+            squared gradients there; with `"masks"` the Fisher information of masks on the units.
+        probes (`tuple[float, ...]`, *optional*): fractions of every layer's units at which the divergence of the
+            predictions is measured, to weigh layers against each other; none leaves that to the scores.
+        probe_samples (`int`, *optional*, defaults to 256): training examples for that.
+        passes (`int`, *optional*, defaults to 1): the target is approached in this many passes, by the same factor
+            each, with a repair after each.
+        refine (`int`, *optional*, defaults to 4): as for all, but with another default.
+    """
+
+    refine: int = 4
+    score: Literal["reconstruction", "masks"] = "reconstruction"
+    probes: tuple[float, ...] = (0.75, 0.5, 0.25)
+    probe_samples: int = 256
+    passes: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._at_least_one("probe_samples", "passes")
+        if self.score not in SCORES:
+            raise RecipeError(
+                f"score: got {self.score!r}{nearest(self.score, SCORES)}; allowed are {', '.join(SCORES)}."
+            )
+        if not all(0 < share < 1 for share in self.probes):
+            raise RecipeError(f"probes: got {list(self.probes)}; give fractions between 0 and 1.")
+
+
+@register_method(
+    "prune",
+    "fisher",
+    options=FisherOptions,
+    needs=("labels", "calibration"),
+    targets=("macs", "params", "latency"),
+    paper="https://arxiv.org/abs/2204.09656",
+    supports=("conv", "bert", "timm"),
+)
+def prune_fisher(model: nn.Module, options: FisherOptions, context: StepContext) -> None:
+    """Remove the units whose loss, after the rest is fitted anew, costs the task least; no training."""
+    inventory = find_units(model, heads=options.heads, neurons=options.neurons, min_channels=options.min_channels)
+    groups, kept = inventory.groups, inventory.kept
+    if context.target.kind == "latency":
+        groups, more = inner_groups(groups, chain(model))
+        kept |= more
+    if kept:
+        context.note(kept=kept)
+    costs, budget = _costs(model, groups, context)
+    lowest = lowest_cost(groups, costs, options.round_to)
+    check_reach(context.target, budget, costs.now, lowest, budget / context.target.fraction)
+    readers = partial(pruned_readers, model, groups=groups)
+    sizes = {group.name: group.size for group in groups}
+    left = dict.fromkeys(sizes, 0)
+    with repairing(model, readers, options, context) if options.repair else nullcontext() as repair:
+        for ahead in range(options.passes, 0, -1):
+            orders = _orders(model, groups, options, context)
+            aim = costs.now * (budget / costs.now) ** (1 / ahead)
+            selection = _selection(model, groups, orders, costs, aim, ahead == 1, options, context)
+            kept = widths(selection)
+            groups = shrink(model, groups, selection)
+            if hasattr(model, "timm_model"):
+                refresh_timm(model)
+            if ahead > 1:
+                costs = costs.after(model, groups, kept)
+                if repair is not None:
+                    repair()
+            left |= kept
+    context.note(layers={name: {"kept": left[name], "of": size} for name, size in sizes.items()})
+
+
+def _costs(model: nn.Module, groups: Sequence[UnitGroup], context: StepContext) -> tuple[Costs, float]:
+    """What units cost, and the budget in the same figure."""
+    if context.target.kind != "latency":
+        return CostModel.measured(model, groups, context.target, context.cost), context.budget
+    if not groups:
+        raise UnsupportedModelError(
+            "target.latency: no units of this network live in a single block, so their times cannot be told apart; "
+            "give a target of macs or params."
+        )
+    costs = measure_latency_costs(model, groups, context.serving, context)
+    return costs, costs.now * context.budget / context.cost(model).latency
+
+
+def _selection(
+    model: nn.Module,
+    groups: Sequence[UnitGroup],
+    orders: Mapping[str, Order],
+    costs: Costs,
+    budget: float,
+    is_last: bool,
+    options: FisherOptions,
+    context: StepContext,
+) -> Selection:
+    """The choice; if it is to meet a target of latency, a smaller budget is tried when the whole network is slower."""
+    for _ in range(ATTEMPTS):
+        selection = choose(groups, orders, costs, budget, options.round_to)
+        if context.target.kind != "latency" or not is_last:
+            break
+        trial = copy.deepcopy(model)
+        shrink(trial, groups, selection)
+        reached = context.cost(trial).latency
+        if reached <= context.budget:
+            break
+        budget = max(budget * context.budget / reached * MARGIN, lowest_cost(groups, costs, options.round_to))
+    return selection
+
+
+def _orders(
+    model: nn.Module, groups: Sequence[UnitGroup], options: FisherOptions, context: StepContext
+) -> dict[str, Order]:
+    found = sensitivity(model, groups, context.calibration(options.samples), context)
+    reference = Reference(model, context.calibration(options.probe_samples)) if options.probes else None
+    orders: dict[str, Order] = {}
+    for part in _parts(model, groups):
+        means = None
+        if options.score == "masks":
+            orders |= {group.name: _by_scores(found.units[group.name]) for group in part}
+        else:
+            layers = {s.module: model.get_submodule(s.module) for group in part for s in group.consumers}
+            moments = input_moments(model, layers, context.calibration(options.samples))
+            means = {name: moment.mean for name, moment in moments.items()}
+            for group in part:
+                readers = [_reader(model, s, moments[s.module], found.outputs[s.module]) for s in group.consumers]
+                orders[group.name] = eliminate(readers, stops=stops(group, options.probes))
+        if reference is not None:
+            measured = divergences(model, part, orders, options.probes, reference, context, means)
+            orders |= {group.name: corrected(orders[group.name], measured[group.name]) for group in part}
+    return orders
+
+
+def _by_scores(scores: Tensor) -> Order:
+    units = torch.argsort(scores, stable=True)
+    losses = torch.cat([scores.new_zeros(1), torch.cumsum(scores[units], 0)])
+    return Order(units, losses / 2)
+
+
+def _parts(model: nn.Module, groups: Sequence[UnitGroup]) -> Iterator[list[UnitGroup]]:
+    """The groups, as many at a time as there is room for the second moments of their readers."""
+    part, size = [], 0
+    for group in groups:
+        more = sum(4 * model.get_submodule(s.module).weight[0].numel() ** 2 for s in group.consumers)
+        if part and size + more > MOMENT_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(group)
+        size += more
+    if part:
+        yield part
+
+
+def _reader(model: nn.Module, part: Slice, moments: Moments, outputs: Tensor) -> Reader:
+    module = model.get_submodule(part.module)
+    weight = module.weight.detach().flatten(1).cpu()
+    kernel = weight.shape[1] // side_size(module, "in")
+    index = (part.index[:, :, None] * kernel + torch.arange(kernel)).flatten(1)
+    return Reader(weight, moments.matrix(centred=True), index, outputs / 2)

@@ -1,0 +1,140 @@
+"""How much a model's loss depends on units and on what is read from them: squared gradients of single examples.
+
+One backward pass a batch gives, for every example, the derivative of its loss with respect to a mask on each unit,
+`sum over positions of g x`. The mean of its absolute value is the criterion of Molchanov et al. 2017
+(https://arxiv.org/abs/1611.06440); the mean of its square is the diagonal of the Fisher information of the masks, as
+in Kwon et al. 2022 (https://arxiv.org/abs/2204.09656), which stands for the Hessian of optimal brain damage. The same
+pass gives the derivatives with respect to each output of the layers that read the units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CompressionError
+from ..measurement import evaluating
+from .units import Slice, UnitGroup
+
+
+if TYPE_CHECKING:
+    from ..registry import Batch, StepContext
+
+
+@dataclass
+class Sensitivity:
+    """Expected derivatives of the loss of one example.
+
+    Attributes:
+        slopes (`dict[str, torch.Tensor]`): by group, the mean absolute derivative by each mask, `(size,)`.
+        units (`dict[str, torch.Tensor]`): by group, the mean squared one, `(size,)`.
+        outputs (`dict[str, torch.Tensor]`): by layer that reads units, the expected squared derivative of an example's
+            loss with respect to an output at one position, `(out,)`, times the positions of an example.
+    """
+
+    slopes: dict[str, Tensor]
+    units: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+def sensitivity(
+    model: nn.Module, groups: Sequence[UnitGroup], batches: Iterable[Batch], context: StepContext
+) -> Sensitivity:
+    """Go through `batches`, which have labels, in eval mode; `model` is left as it was, without gradients.
+
+    Raises:
+        [`CompressionError`]: without examples, or if a gradient is not finite.
+    """
+    watcher = _Watcher(groups)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    handles = watcher.attach(model)
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)  # saves the gradients of the weights, which nobody reads
+        with evaluating(model), torch.enable_grad():
+            for batch in batches:
+                watcher.begin(batch)
+                # examples do not mix in eval mode: times their number, the mean's gradient is that of each loss
+                loss = context.loss(model, batch) * watcher.examples
+                loss.backward()
+                watcher.end()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+    return watcher.result()
+
+
+class _Watcher:
+    def __init__(self, groups: Sequence[UnitGroup]):
+        self.readers: dict[str, list[tuple[UnitGroup, Slice]]] = {}
+        for group in groups:
+            for part in group.consumers:
+                self.readers.setdefault(part.module, []).append((group, part))
+        self.units = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
+        self.slopes = {name: zeros.clone() for name, zeros in self.units.items()}
+        self.outputs: dict[str, Tensor] = {}
+        self.total = 0
+
+    def attach(self, model: nn.Module) -> list:
+        handles = []
+        for name in self.readers:
+            module = model.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(self._input_hook(name)))
+            handles.append(module.register_forward_hook(self._output_hook(name)))
+        return handles
+
+    def begin(self, batch: Batch) -> None:
+        self.examples = len(next(iter(batch.values())))
+        self.total += self.examples
+        # of one batch: groups with several readers add up what these say before it is squared
+        self.masks = {name: torch.zeros(self.examples, len(units)) for name, units in self.units.items()}
+
+    def end(self) -> None:
+        for name, gradient in self.masks.items():
+            if not gradient.isfinite().all():
+                raise CompressionError(
+                    f"The gradients of {name} are not finite: the loss of a training example is NaN or infinite. "
+                    "Check the model and the data, or prune with a method that needs no gradients (magnitude)."
+                )
+            self.slopes[name] += gradient.double().abs().sum(0)
+            self.units[name] += gradient.double().square().sum(0)
+
+    def _input_hook(self, name: str):
+        def watch(module: nn.Module, args: tuple) -> tuple:
+            # a view of its own: the same tensor may be read by others, whose gradients are not meant
+            x = args[0].view_as(args[0]) if args[0].requires_grad else args[0].detach().requires_grad_(True)
+            value = x.detach()  # x in its own hook would be a circle that nobody can collect
+            x.register_hook(lambda gradient: self._add_masks(name, module, value, gradient))
+            return (x, *args[1:])
+
+        return watch
+
+    def _add_masks(self, name: str, module: nn.Module, x: Tensor, gradient: Tensor) -> None:
+        product = x * gradient
+        channels = 1 if isinstance(module, nn.Conv2d) else product.dim() - 1
+        by_channel = product.movedim(channels, 1).flatten(2).sum(2) if product.dim() > 2 else product
+        for group, part in self.readers[name]:
+            self.masks[group.name] += by_channel[:, part.index.to(x.device)].sum(2).float().cpu()
+
+    def _output_hook(self, name: str):
+        def watch(module: nn.Module, args: tuple, output: Tensor) -> None:
+            output.register_hook(lambda gradient: self._add_outputs(name, module, gradient))
+
+        return watch
+
+    def _add_outputs(self, name: str, module: nn.Module, gradient: Tensor) -> None:
+        channels = 1 if isinstance(module, nn.Conv2d) else gradient.dim() - 1
+        squares = gradient.double().square().movedim(channels, 0).flatten(1).sum(1).cpu()
+        self.outputs[name] = self.outputs.get(name, 0) + squares
+
+    def result(self) -> Sensitivity:
+        if not self.total:
+            raise CompressionError("calibration: the data has no example to take gradients of; give at least one.")
+        found = (self.slopes, self.units, self.outputs)
+        return Sensitivity(*({name: values / self.total for name, values in kind.items()} for kind in found))

@@ -1,0 +1,308 @@
+"""Repair after surgery: what reads pruned units is fitted anew, so that each block gives what it gave before.
+
+Block by block from the input, every layer that reads pruned units gets the weights with which the block of the pruned
+network, on the activations it really receives, comes nearest to the block of the dense one: a ridge regression whose
+penalty draws towards the weights at hand. Where the layer's output is added to a shortcut, the sum is what is fitted,
+so that a layer also makes up for what went wrong before it. No label and no gradient is needed.
+
+Kwon et al. 2022 (https://arxiv.org/abs/2204.09656) refit scales of units this way, Park et al. 2024
+(https://arxiv.org/abs/2308.03449) whole weights of Transformers; here convolutions and their batch normalizations are
+fitted too.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..measurement.moments import input_rows
+from ..structure import Constant
+from .blocks import check_chain
+from .fits import Fit, find_fits, scale_of
+from .streams import Streams
+from .surgery import ROWS
+from .units import UnitGroup, side_size
+
+
+if TYPE_CHECKING:
+    from ..registry import StepContext
+
+SMALL = 1e-3  # a channel that batch normalization scales by less than this share of the largest is left alone
+
+
+@contextmanager
+def repairing(
+    model: nn.Module, layers: Callable[[nn.Module], Sequence[str]], options: Any, context: StepContext
+) -> Iterator[Callable[[], None]]:
+    """Repair `model` after what is cut out of it here, and on the way whenever what this gives is called.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): dense on entering, smaller on leaving.
+        layers (`Callable`): given the dense model, names the layers to fit; asked on leaving.
+        options: with `samples`, `ridge` and `refine`, see [`repair`].
+        context ([`StepContext`]): gives the examples; gets the note `repair`.
+
+    Raises:
+        [`UnsupportedModelError`]: on entering, if the blocks do not form a chain.
+    """
+    check_chain(model, next(iter(context.calibration(1))))
+    dense = copy.deepcopy(model)
+    figures = {name: getattr(options, name) for name in ("samples", "ridge", "refine")}
+    with following_rows(model) as rows:
+
+        def now() -> None:
+            left = repair(model, dense, layers(dense), context, rows=rows(), **figures)
+            context.note(repair={name: round(error, 4) for name, error in left.items()})
+
+        yield now
+        now()
+
+
+@contextmanager
+def following_rows(model: nn.Module) -> Iterator[Callable[[], dict[str, Tensor]]]:
+    """Gives what tells, by layer, which rows are left of those that it has on entering."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    for layer in layers:
+        setattr(layer, ROWS, torch.arange(side_size(layer, "out")))
+
+    def rows() -> dict[str, Tensor]:
+        return {name: getattr(module, ROWS) for name, module in model.named_modules() if hasattr(module, ROWS)}
+
+    try:
+        yield rows
+    finally:
+        for layer in layers:
+            delattr(layer, ROWS)
+
+
+def pruned_readers(pruned: nn.Module, dense: nn.Module, groups: Iterable[UnitGroup]) -> list[str]:
+    """The layers that read fewer units in `pruned` than in `dense`."""
+    names = sorted({part.module for group in groups for part in group.consumers})
+    return [name for name in names if _reads_less(pruned, dense, name)]
+
+
+def _reads_less(pruned: nn.Module, dense: nn.Module, name: str) -> bool:
+    try:
+        module = pruned.get_submodule(name)
+    except AttributeError:  # gone with the module around it
+        return False
+    return isinstance(module, Constant) or side_size(module, "in") < side_size(dense.get_submodule(name), "in")
+
+
+def repair(
+    pruned: nn.Module,
+    dense: nn.Module,
+    layers: Sequence[str],
+    context: StepContext,
+    *,
+    samples: int = 2048,
+    ridge: float = 1e-3,
+    refine: int = 0,
+    rows: Mapping[str, Tensor] | None = None,
+) -> dict[str, float]:
+    """Fit the `layers` of `pruned`, in place, so that its blocks give what those of `dense` give.
+
+    Args:
+        pruned ([`~transformers.PreTrainedModel`]): after the surgery; run in eval mode.
+        dense ([`~transformers.PreTrainedModel`]): before it, with the same blocks.
+        layers (`Sequence[str]`): names of the `Linear` and `Conv2d` that read pruned units. Those outside the blocks
+            are left as they are.
+        context ([`StepContext`]): gives the examples; labels are not needed.
+        samples (`int`, *optional*, defaults to 2048): how many.
+        ridge (`float`, *optional*, defaults to 1e-3): the penalty on changes, as a share of the mean energy of what
+            the layer reads.
+        refine (`int`, *optional*, defaults to 0): how often the weights of all layers in a block, on both sides of the
+            pruned units, are brought nearer together to what the dense block gives; in passes over the examples.
+        rows (`Mapping[str, torch.Tensor]`, *optional*): by layer, which rows of the dense one it has; all by default.
+
+    Returns:
+        `dict[str, float]`: by layer (and refined block), the squared error that is left, as a share of that before.
+
+    Raises:
+        [`UnsupportedModelError`]: if the blocks do not form a chain.
+    """
+    left: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="hf_compress-") as folder:
+        streams = Streams({"dense": dense, "pruned": pruned}, context.calibration(samples), Path(folder))
+        for block in context.progress(streams.blocks, "repair"):
+            fits = find_fits(streams, block, layers)
+            for fit in fits:
+                left[fit.layer] = _refit(streams, block, fit, ridge, (rows or {}).get(fit.layer))
+            if fits and refine:
+                kept = [index for name, index in (rows or {}).items() if name.startswith(f"{block}.")]
+                left[block] = _refine(streams, block, refine, context.seed, kept[-1] if kept else None)
+            for _ in streams.play(block, keep=True):
+                pass
+    return left
+
+
+class _Regression:
+    """Sums for a ridge regression of rows `(count, m)` on rows `(count, n)`, with an intercept or without.
+
+    Args:
+        start (`torch.Tensor`): the coefficients at hand, `(n + 1, m)`, the intercept last.
+        intercept (`bool`): whether it may change.
+    """
+
+    def __init__(self, start: Tensor, intercept: bool):
+        self.start, self.intercept = start, intercept
+        self.gram = start.new_zeros(len(start), len(start))
+        self.cross, self.energy = torch.zeros_like(start), 0.0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1).float()
+        self.gram += x.T @ x
+        self.cross += x.T @ y.float()
+        self.energy += float(y.double().square().sum())
+
+    def solve(self, ridge: float) -> tuple[Tensor, float]:
+        """The coefficients, drawn towards those at hand, and the error that is left as a share of theirs."""
+        free = len(self.start) if self.intercept else len(self.start) - 1
+        penalty = torch.zeros_like(self.gram.diagonal())
+        if len(penalty) > 1:  # a layer that reads nothing but zeros keeps its weights
+            penalty[:-1] = (ridge * self.gram.diagonal()[:-1].mean()).clamp(min=1e-12)
+        system, residual = self.gram + torch.diag(penalty), self.cross - self.gram @ self.start
+        found = self.start.clone()
+        found[:free] += torch.linalg.solve(system[:free, :free], residual[:free])
+        before, after = self._error(self.start), self._error(found)
+        return found, after / before if before > 0 else 1.0
+
+    def _error(self, coefficients: Tensor) -> float:
+        fitted = float((coefficients * (self.gram @ coefficients - 2 * self.cross)).sum())
+        return max(0.0, self.energy + fitted)
+
+
+def _refit(streams: Streams, block: str, fit: Fit, ridge: float, kept: Tensor | None) -> float:
+    """Fit one layer, which has these rows of the dense one, in place; the error that is left, as a share."""
+    pruned, dense = (streams.models[name] for name in ("pruned", "dense"))
+    layer, norm = pruned.get_submodule(fit.layer), fit.norm and pruned.get_submodule(fit.norm)
+    scale = scale_of(norm) if norm is not None and fit.joint else torch.ones(1)
+    usable = scale.abs() > SMALL * scale.abs().max()
+    seen: dict[str, Tensor] = {}
+    handles = [
+        _watch(layer, seen, "reads", "gives"),
+        _watch(pruned.get_submodule(fit.joint or fit.layer), seen, *_of_place(fit, "now")),
+        _watch(dense.get_submodule(fit.joint or fit.layer), seen, *_of_place(fit, "wanted")),
+    ]
+    last = 1 if isinstance(layer, nn.Conv2d) else -1  # the dimension of the channels
+    regression = None
+    try:
+        for mask in streams.play(block):
+            gives, now, wanted = (seen[name].movedim(last, -1) for name in ("gives", "now", "wanted"))
+            wanted = wanted if kept is None else wanted[..., kept.to(wanted.device)]
+            # what the layer has to give for the sum to be that of the dense network; the other summands stay
+            target = gives + (wanted - now) / torch.where(usable, scale, 1.0).to(gives)
+            target = target.flatten(0, -2) if mask is None else target[mask.to(target.device)]
+            if regression is None:
+                regression = _Regression(_coefficients(layer), _has_intercept(layer, norm))
+            for rows in input_rows(layer, seen["reads"], mask) if not isinstance(layer, Constant) else [target[:, :0]]:
+                regression.add(rows, target[: len(rows)])
+                target = target[len(rows) :]
+    finally:
+        for handle in handles:
+            handle.remove()
+    found, error = regression.solve(ridge)
+    _set_coefficients(layer, norm, torch.where(usable.to(found.device), found, regression.start), scale)
+    return error
+
+
+RATE = 1e-3  # of Adam, at its highest
+
+
+def _refine(streams: Streams, block: str, passes: int, seed: int, kept: Tensor | None) -> float:
+    """Descend on the error of the block's output in all its weights; the error that is left, as a share."""
+    module = streams.models["pruned"].get_submodule(block)
+    parameters = [
+        parameter for parameter in module.parameters() if parameter.is_floating_point() and parameter.numel()
+    ]
+    trainable = [parameter.requires_grad for parameter in parameters]
+    generator = torch.Generator().manual_seed(seed)
+    steps = passes * len(streams)
+    first, last = [], []
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.enable_grad():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            optimizer = torch.optim.Adam(parameters, lr=RATE)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
+            for _ in range(passes):
+                last = []
+                order = torch.randperm(len(streams), generator=generator).tolist()
+                for args, kwargs, wanted, mask in streams.pairs(block, "pruned", "dense", order):
+                    output = module(*args, **kwargs)
+                    output = output[0] if isinstance(output, tuple) else output
+                    if kept is not None:  # the stream may have lost channels
+                        wanted = wanted.index_select(1 if wanted.dim() == 4 else -1, kept.to(wanted.device))
+                    error = output - wanted
+                    loss = (error if mask is None else error[mask.to(error.device)]).square().mean()
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                    last.append(float(loss))
+                first = first or last
+    finally:
+        for parameter, flag in zip(parameters, trainable, strict=True):
+            parameter.grad = None
+            parameter.requires_grad_(flag)
+        for part, flag in flags:
+            part.training = flag
+    return sum(last) / sum(first) if sum(first) else 1.0
+
+
+def _watch(module: nn.Module, seen: dict[str, Tensor], reads: str | None, gives: str | None = None):
+    """Keep what a module reads and gives; copies, because what comes after may write into it."""
+
+    def before(module: nn.Module, args: tuple) -> None:
+        seen[reads] = args[0].clone()
+
+    def after(module: nn.Module, args: tuple, output: Tensor) -> None:
+        seen[gives] = output.clone()
+
+    return _Handles(
+        ([module.register_forward_pre_hook(before)] if reads else [])
+        + ([module.register_forward_hook(after)] if gives else [])
+    )
+
+
+class _Handles(list):
+    def remove(self) -> None:
+        for handle in self:
+            handle.remove()
+
+
+def _of_place(fit: Fit, name: str) -> tuple[str | None, str | None]:
+    """The sum that the joint reads, or, without one, what the layer gives."""
+    return (name, None) if fit.joint else (None, name)
+
+
+def _has_intercept(layer: nn.Module, norm: nn.Module | None) -> bool:
+    return layer.bias is not None or (norm is not None and norm.bias is not None)
+
+
+def _coefficients(layer: nn.Module) -> Tensor:
+    """`(n + 1, m)`, the intercept last, in double precision."""
+    if isinstance(layer, Constant):
+        return layer.bias.detach().double()[None]
+    weight = layer.weight.detach().flatten(1).T.double()
+    bias = weight.new_zeros(1, weight.shape[1]) if layer.bias is None else layer.bias.detach().double()[None]
+    return torch.cat([weight, bias])
+
+
+@torch.no_grad()
+def _set_coefficients(layer: nn.Module, norm: nn.Module | None, found: Tensor, scale: Tensor) -> None:
+    if not isinstance(layer, Constant):
+        layer.weight.copy_(found[:-1].T.reshape(layer.weight.shape))
+    if layer.bias is not None:
+        layer.bias.copy_(found[-1])
+    elif norm is not None and norm.bias is not None:
+        norm.bias += found[-1].to(norm.bias) * scale_of(norm)

@@ -1,0 +1,116 @@
+"""Whole blocks leave: the ones that matter least, and what is left loads like any model."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+from hf_compress.errors import CompressionError, TargetError
+from hf_compress.measurement import count
+from hf_compress.pruning import prune
+from hf_compress.pruning.blocks import removable
+from hf_compress.pruning.sensitivity import Reference
+from hf_compress.structure import Removed, describe
+from hf_compress.training import Context
+
+from . import cases
+
+
+def reload(model, folder):
+    model.save_pretrained(folder)
+    auto = AutoModelForImageClassification if hasattr(model, "timm_model") else AutoModelForSequenceClassification
+    return auto.from_pretrained(folder).eval()
+
+
+@pytest.mark.parametrize("case", [*cases.ENCODERS, "option_a", "option_b"])
+@pytest.mark.parametrize("repair", [False, True])
+def test_target_is_met_and_the_model_comes_back(case, repair, tmp_path):
+    layers = {"n_layers": 4} if case == "distilbert" else {"num_hidden_layers": 4}
+    model = cases.make(case, **(layers if case in cases.ENCODERS else {}))
+    dense = count(model)
+    report = prune(model, method="depth", target={"macs": 0.6}, repair=repair, samples=24, **cases.examples_for(model))
+    assert report.achieved == pytest.approx(count(model).macs / dense.macs) and report.achieved <= 0.6
+    assert {line["of"] for line in report.notes["layers"].values()} == {1}
+    again = reload(model, tmp_path)
+    assert torch.equal(cases.output_of(again), cases.output_of(model))
+    if case in cases.ENCODERS:  # said by the configuration, so that it loads anywhere
+        assert model.config.num_hidden_layers == 2 and "quantization_config" not in again.config.to_dict()
+    else:
+        assert describe(again) == describe(model) != {}
+    model.train()
+    model(**cases.inputs_for(model), labels=torch.tensor([0, 1, 1])).loss.backward()
+
+
+def test_an_encoder_of_fewer_layers_loads_without_this_package(tmp_path):
+    model = cases.make("bert", num_hidden_layers=4)
+    prune(model, method="depth", target={"macs": 0.8, "scope": "encoder"}, repair=False, **cases.examples_for(model))
+    model.save_pretrained(tmp_path / "model")
+    torch.save(cases.inputs_for(model), tmp_path / "inputs.pt")
+    code = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForSequenceClassification\n"
+        "folder = sys.argv[1]\n"
+        "model = AutoModelForSequenceClassification.from_pretrained(folder + '/model').eval()\n"
+        "torch.save(model(**torch.load(folder + '/inputs.pt')).logits.detach(), folder + '/logits.pt')\n"
+        "assert not any(name.startswith('hf_compress') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), cases.output_of(model))
+
+
+def test_the_first_block_to_go_is_the_one_that_matters_least():
+    """Against trying every block."""
+    dense = cases.make("option_b")
+    context = Context(**cases.examples_for(dense))
+    reference = Reference(dense, context.calibration(24))
+    blocks = removable(dense, reference.batches[0])
+    assert len(blocks) == 7  # the two with a stride change the shape
+    losses = {}
+    for name in blocks:
+        model = cases.make("option_b")
+        model.set_submodule(name, Removed.replacing(model.get_submodule(name)))
+        losses[name] = reference.divergence(model) / (count(dense).macs - count(model).macs)
+    prune(dense, method="depth", target={"macs": 0.95}, repair=False, **cases.examples_for(dense))
+    gone = [name for name, module in dense.named_modules() if isinstance(module, Removed)]
+    assert gone == [min(losses, key=losses.get)]
+
+
+def test_no_block_goes_that_the_target_does_not_ask_for():
+    model = cases.make("option_a")
+    dense = count(model).macs
+    report = prune(model, method="depth", target={"macs": 0.5}, repair=False, **cases.examples_for(model))
+    gone = [name for name, line in report.notes["layers"].items() if not line["kept"]]
+    whole = cases.make("option_a")
+    for name in gone:
+        rest = cases.make("option_a")
+        for other in gone:
+            if other != name:
+                rest.set_submodule(other, Removed.replacing(rest.get_submodule(other)))
+        assert count(rest).macs > 0.5 * dense >= count(model).macs
+    assert count(whole).macs == dense
+
+
+def test_after_other_pruning_and_twice(tmp_path):
+    model, dense = cases.make("bert", num_hidden_layers=4), cases.make("bert", num_hidden_layers=4)
+    prune(model, target={"params": 0.9, "scope": "encoder"})
+    examples = cases.examples_for(model)
+    for macs, layers in ((0.7, 3), (0.4, 2)):
+        prune(model, method="depth", target={"macs": macs}, baseline=dense, samples=24, **examples)
+        assert model.config.num_hidden_layers <= layers
+    assert torch.equal(cases.output_of(reload(model, tmp_path)), cases.output_of(model))
+
+
+def test_what_cannot_be():
+    model = cases.make("option_a")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(TargetError, match="out of reach"):
+        prune(model, method="depth", target={"macs": 0.01}, **cases.examples_for(model))
+    with pytest.raises(CompressionError, match="got no data"):
+        prune(model, method="depth", target={"macs": 0.5})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(itertools.chain.from_iterable(module._forward_hooks for module in model.modules()))

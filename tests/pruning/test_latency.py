@@ -1,0 +1,131 @@
+"""Targets of latency: the table of measured seconds, and what is chosen by it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_compress.errors import CompressionError, RecipeError
+from hf_compress.measurement import Serving, count, example_inputs, module_seconds, name_convolutions, to_openvino
+from hf_compress.pruning import find_units, prune
+from hf_compress.pruning.blocks import chain
+from hf_compress.pruning.latency_costs import LatencyCosts, inner_groups, measure_latency_costs
+from hf_compress.structure import Removed, describe
+from hf_compress.training import Context
+
+from . import cases
+
+
+class Staircase:
+    """A serving in which a layer takes a millisecond for every 4 units it has, or part of them."""
+
+    runtime, precision, scheme, batch, length, threads = "made up", "f32", None, 1, None, 1
+
+    def __init__(self, groups):
+        self.groups, self.calls = groups, 0
+
+    def module_seconds(self, model):
+        self.calls += 1
+        seconds = {"elsewhere": 0.01}
+        for group in self.groups:
+            name = group.producers[0].module
+            try:
+                module = model.get_submodule(name)
+                width = getattr(module, "out_channels", getattr(module, "out_features", 0))
+            except AttributeError:
+                width = 0
+            seconds[name] = 0.001 * -(-width // (4 * group.producers[0].positions))
+        return seconds
+
+    def latencies(self, model, against):
+        return sum(self.module_seconds(model).values()), sum(self.module_seconds(against).values())
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_compress.pruning.latency_costs.cache_directory", lambda: tmp_path / "cache")
+
+
+@pytest.mark.parametrize("case", ["option_a", "bert", "distilbert"])
+def test_the_table_is_what_the_runtime_says_and_is_kept(case):
+    model = cases.make(case)
+    groups, kept = inner_groups(find_units(model, min_channels=2).groups, chain(model))
+    assert groups and all("several blocks" in reason for reason in kept.values())
+    serving = Staircase(groups)
+    costs = measure_latency_costs(model, groups, serving, Context())
+    assert serving.calls < 2 + 8  # look-alikes share the work
+    full = {group.name: group.size for group in groups}
+    assert costs.total(full) == pytest.approx(costs.now)
+    for group in groups:
+        for width in costs.widths(group):
+            stairs = 0.001 * (-(-group.size // 4) - -(-width // 4))
+            assert costs.now - costs.total({**full, group.name: width}) == pytest.approx(stairs)
+    calls = serving.calls
+    again = measure_latency_costs(model, groups, serving, Context())
+    assert serving.calls == calls and again == costs
+
+
+def test_between_two_measured_widths_the_wider_counts():
+    costs = LatencyCosts(1.0, {"a": {2: 0.1, 4: 0.3, 8: 0.2}})
+    assert costs.total({"a": 8}) == 1.0 and costs.total({"a": 5}) == 1.0  # 4 took longer than 8, which cannot be
+    assert costs.total({"a": 3}) == 1.0 and costs.total({"a": 2}) == pytest.approx(0.8)
+    assert costs.total({"a": 0}) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("case", ["option_a", "bert"])
+def test_a_target_is_met_in_the_time_of_the_runtime(case, monkeypatch, tmp_path):
+    model = cases.make(case)
+    serving = Staircase(inner_groups(find_units(model).groups, chain(model))[0])
+    monkeypatch.setattr("hf_compress.pruning.verb.serving", lambda context, **settings: serving)
+    report = prune(
+        model, method="fisher", target={"latency": 0.6}, samples=16, probe_samples=8, **cases.examples_for(model)
+    )
+    assert report.achieved <= 0.6 and not report.warnings and describe(model) != {}
+    if case == "option_a":
+        # nothing is gained between two stairs, so nothing stands there
+        widths = [line["kept"] for line in report.notes["layers"].values()]
+        assert all(width % 4 == 0 for width in widths)
+
+
+def test_blocks_leave_where_that_saves_most():
+    model = cases.make("option_a")
+    report = prune(
+        model,
+        method="fisher",
+        target={"latency": 0.5},
+        samples=16,
+        probe_samples=8,
+        measure={"batch": 8, "threads": 1},
+        **cases.examples_for(model),
+    )
+    assert report.achieved <= 0.5 or report.warnings  # other work on the machine can make it miss
+    assert count(model).macs < count(cases.make("option_a")).macs
+    gone = [name for name, line in report.notes["layers"].items() if line["kept"] == 0]
+    assert len(gone) == sum(isinstance(module, Removed) for module in model.modules())
+    assert torch.isfinite(cases.output_of(model)).all()
+
+
+@pytest.mark.parametrize("case", ["option_b", "bert"])
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_seconds_by_module(case, runtime):
+    model = cases.make(case)
+    serving = Serving(runtime, "fp32" if runtime == "torch" else "f32", batch=2, length=8 if case == "bert" else None)
+    seconds = serving.module_seconds(model, repeats=3)
+    known = {name for name, _ in model.named_modules()}
+    assert {name for name in seconds if name} <= known
+    layers = "layer2.1.conv1" if case == "option_b" else "layer.1.output.dense"
+    assert sum(value for name, value in seconds.items() if name.endswith(layers)) > 0
+    assert sum(seconds.values()) > 0
+    exported = to_openvino(model)
+    name_convolutions(exported, model)
+    assert set(module_seconds(exported, example_inputs(model, 2, serving.length), repeats=2)) <= known | {""}
+
+
+def test_what_cannot_be_served():
+    with pytest.raises(RecipeError, match="measure.precision: got 'fp32' for openvino; allowed are f32, bf16, int8"):
+        Serving("openvino", "fp32")
+    with pytest.raises(RecipeError, match="nothing here makes models int8"):
+        Serving("openvino", "int8")
+    model = cases.make("bert")
+    with pytest.raises(CompressionError, match=r"target\.latency.*takes a target of macs or params"):
+        prune(model, target={"latency": 0.5})

@@ -1,0 +1,213 @@
+"""The repair against dense least squares, on layers whose every input can be written down."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_compress.errors import UnsupportedModelError
+from hf_compress.measurement import PeakMemory
+from hf_compress.pruning import find_units, shrink
+from hf_compress.pruning.blocks import chain, check_chain
+from hf_compress.pruning.fits import find_fits
+from hf_compress.pruning.repair import following_rows, pruned_readers, repair
+from hf_compress.pruning.streams import Streams
+from hf_compress.pruning.units import full_selection
+from hf_compress.structure import Constant
+from hf_compress.training import Context
+
+from . import cases
+
+
+def cut(model, wanted, keep=0.5, seed=0):
+    """A copy of `model` without a part of the units of the groups named, the layers that read them, and their rows."""
+    groups = find_units(model).groups
+    selection = full_selection(groups)
+    generator = torch.Generator().manual_seed(seed)
+    for name in selection:
+        if wanted(name):
+            selection[name] = torch.rand(len(selection[name]), generator=generator) < keep
+    small = copy.deepcopy(model)
+    with following_rows(small) as rows:
+        shrink(small, groups, selection)
+        left = rows()
+    return small, pruned_readers(small, model, groups), left
+
+
+def read_and_given(model, name, batch):
+    """What a module reads and gives in a forward of `model`; copies, as an activation may write into what it reads."""
+    found = []
+    module = model.get_submodule(name)
+    handles = [
+        module.register_forward_pre_hook(lambda module, args: found.append(args[0].clone())),
+        module.register_forward_hook(lambda module, args, output: found.append(output.clone())),
+    ]
+    with torch.no_grad():
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def ridge_fit(x, y, start, ridge):
+    """Rows `(count, n)` to rows `(count, m)`, with an intercept, drawn to the coefficients `start`, `(n + 1, m)`."""
+    x, y = torch.cat([x, torch.ones(len(x), 1)], 1).double(), y.double()
+    penalty = torch.eye(x.shape[1], dtype=torch.float64) * (ridge * x[:, :-1].square().sum(0).mean()).sqrt()
+    penalty = penalty[:-1]
+    return torch.linalg.lstsq(torch.cat([x, penalty]), torch.cat([y, penalty @ start.double()])).solution
+
+
+def context_for(model, count=48):
+    return Context(**cases.examples_for(model, count))
+
+
+def whole_batch(model, context, count=48):
+    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in context.calibration(count)]
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+@pytest.mark.parametrize("ridge", [1e-4, 1e-2])
+def test_neurons_of_a_bert_layer(ridge):
+    dense = cases.make("bert")
+    layer = "bert.encoder.layer.1.output.dense"
+    small, readers, rows = cut(dense, lambda name: name == "bert.encoder.layer.1.intermediate")
+    assert readers == [layer]
+    start = small.get_submodule(layer)
+    start = torch.cat([start.weight.detach().T, start.bias.detach()[None]])
+    context = context_for(dense)
+    batch = whole_batch(dense, context)
+    x, _ = read_and_given(small, layer, batch)
+    now, _ = read_and_given(small, "bert.encoder.layer.1.output.LayerNorm", batch)
+    wanted, _ = read_and_given(dense, "bert.encoder.layer.1.output.LayerNorm", batch)
+    _, gives = read_and_given(small, layer, batch)
+    counts = batch["attention_mask"].bool()
+    expected = ridge_fit(x[counts], (gives + wanted - now)[counts], start, ridge)
+    errors = repair(small, dense, readers, context, samples=48, ridge=ridge, rows=rows)
+    found = small.get_submodule(layer)
+    torch.testing.assert_close(found.weight.T.double(), expected[:-1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.bias.double(), expected[-1], rtol=1e-3, atol=1e-3)
+    assert 0 < errors[layer] < 1
+
+
+@pytest.mark.parametrize("case", ["option_a", "bottleneck"])
+def test_channels_of_a_residual_block(case):
+    dense = cases.make(case)
+    block = "timm_model.layer2.1" if case == "option_a" else "timm_model.layer2.0"
+    last, norm = ("conv2", "bn2") if case == "option_a" else ("conv3", "bn3")
+    inner = "conv1" if case == "option_a" else "conv2"
+    small, readers, rows = cut(dense, lambda name: name == f"{block}.{inner}")
+    layer = f"{block}.{last}"
+    assert readers == [layer]
+    conv = small.get_submodule(layer)
+    start = torch.cat([conv.weight.detach().flatten(1).T, torch.zeros(1, conv.out_channels)])
+    context = context_for(dense)
+    batch = whole_batch(dense, context)
+    x, gives = read_and_given(small, layer, batch)
+    joint = f"{block}.act{last[-1]}"
+    (now, _), (wanted, _) = (read_and_given(model, joint, batch) for model in (small, dense))
+    bn = small.get_submodule(norm and f"{block}.{norm}")
+    scale = bn.weight.detach() / (bn.running_var + bn.eps).sqrt()
+    target = gives + (wanted - now) / scale[:, None, None]
+    patches = F.unfold(x, conv.kernel_size, padding=conv.padding, stride=conv.stride).transpose(1, 2).flatten(0, 1)
+    expected = ridge_fit(patches, target.flatten(2).transpose(1, 2).flatten(0, 1), start, 1e-3)
+    shift = bn.bias.detach().clone()
+    repair(small, dense, readers, context, samples=48, ridge=1e-3, rows=rows)
+    torch.testing.assert_close(conv.weight.flatten(1).T.double(), expected[:-1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close((bn.bias - shift).double(), expected[-1] * scale, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["bert", "distilbert", "option_a", "option_b", "bottleneck"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_blocks_come_nearer_to_the_dense_ones(case, seed):
+    dense = cases.make(case)
+    small, readers, rows = cut(dense, lambda name: ".layer" in name or "transformer" in name, keep=0.6, seed=seed)
+    context = context_for(dense)
+    batch = whole_batch(dense, context)
+    last = chain(dense)[-1]
+    (_, wanted), (_, before) = (read_and_given(model, last, batch) for model in (dense, small))
+    if hasattr(dense, "timm_model"):
+        wanted = wanted[:, [kept for name, kept in rows.items() if name.startswith(last) and ".conv" in name][-1]]
+    errors = repair(small, dense, readers, context, samples=48, ridge=1e-4, rows=rows)
+    _, after = read_and_given(small, last, batch)
+    assert (after - wanted).square().sum() < 0.9 * (before - wanted).square().sum()
+    assert set(errors) <= set(readers) and all(0 <= error <= 1 + 1e-6 for error in errors.values())
+
+
+def test_a_layer_with_no_unit_left_gets_the_mean():
+    dense = cases.make("bert")
+    groups = find_units(dense).groups
+    selection = full_selection(groups)
+    selection["bert.encoder.layer.1.intermediate"][:] = False
+    small = copy.deepcopy(dense)
+    shrink(small, groups, selection)
+    readers = pruned_readers(small, dense, groups)
+    context = context_for(dense)
+    batch = whole_batch(dense, context)
+    _, gives = read_and_given(dense, "bert.encoder.layer.1.output.dense", batch)
+    repair(small, dense, readers, context, samples=48)
+    found = small.get_submodule("bert.encoder.layer.1.output.dense")
+    assert isinstance(found, Constant)
+    mean = gives[batch["attention_mask"].bool()].mean(0)
+    torch.testing.assert_close(found.bias.detach(), mean, rtol=1e-4, atol=1e-4)
+
+
+def test_what_stands_behind_a_layer_is_found(tmp_path):
+    for case, expected in (
+        ("option_a", ("timm_model.layer2.1.conv2", "timm_model.layer2.1.bn2", "timm_model.layer2.1.act2")),
+        ("bert", ("bert.encoder.layer.0.output.dense", None, "bert.encoder.layer.0.output.LayerNorm")),
+        (
+            "distilbert",
+            ("distilbert.transformer.layer.1.ffn.lin2", None, "distilbert.transformer.layer.1.output_layer_norm"),
+        ),
+    ):
+        model = cases.make(case)
+        (tmp_path / case).mkdir()
+        streams = Streams({"pruned": model}, [cases.inputs_for(model)], tmp_path / case)
+        layer, norm, joint = expected
+        for block in streams.blocks:
+            if layer.startswith(f"{block}."):
+                (fit,) = find_fits(streams, block, [layer])
+                assert (fit.layer, fit.norm, fit.joint) == (layer, norm, joint)
+                break
+            for _ in streams.play(block, keep=True):
+                pass
+
+
+@pytest.mark.parametrize("case", cases.ALL)
+def test_block_by_block_is_the_network(case, tmp_path):
+    model = cases.make(case)
+    batch = cases.inputs_for(model)
+    streams = Streams({"one": model}, [batch, batch], tmp_path)
+    last = {}
+    handle = model.get_submodule(streams.blocks[-1]).register_forward_hook(
+        lambda module, args, output: last.update(output=output[0] if isinstance(output, tuple) else output)
+    )
+    cases.output_of(model)
+    expected = last["output"]
+    for block in streams.blocks:
+        for _ in streams.play(block, keep=True):
+            pass
+    handle.remove()
+    assert torch.equal(last["output"], expected)
+
+
+def test_a_network_that_is_no_chain_is_refused():
+    model = cases.make("option_b")
+    model.timm_model.layer2[1].register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    with pytest.raises(UnsupportedModelError, match="layer2.1 does not read what timm_model.layer2.0 gives"):
+        check_chain(model, cases.inputs_for(model))
+
+
+def test_memory_does_not_grow_with_the_examples():
+    dense = cases.make("option_a")
+    small, readers, rows = cut(dense, lambda name: "layer1" in name)
+    peaks = []
+    for count in (64, 64, 512):  # the first one warms up
+        with PeakMemory() as peak:
+            repair(copy.deepcopy(small), dense, readers, context_for(dense, count), samples=count, rows=rows)
+        peaks.append(peak.bytes)
+    activations = (512 - 64) * 2 * 16 * 32 * 32 * 4
+    assert peaks[2] - peaks[1] < activations / 3

@@ -1,0 +1,104 @@
+"""What layers mean to the predictions: the curves, against silencing units by hand."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_compress.errors import CompressionError
+from hf_compress.pruning import find_units, prune, shrink
+from hf_compress.pruning.elimination import Order
+from hf_compress.pruning.sensitivity import TEMPERATURE, Reference, corrected, divergences, stops
+from hf_compress.pruning.units import full_selection
+from hf_compress.training import Context
+
+from . import cases
+
+
+def order_of(group, seed=0):
+    units = torch.randperm(group.size, generator=torch.Generator().manual_seed(seed))
+    return Order(units, torch.arange(group.size + 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("case", ["bert", "option_a", "bottleneck"])
+def test_divergences_are_those_of_the_network_cut(case):
+    model = cases.make(case)
+    groups = find_units(model, min_channels=2).groups
+    context = Context(**cases.examples_for(model))
+    reference = Reference(model, context.calibration(8))
+    orders = {group.name: order_of(group) for group in groups}
+    before = cases.output_of(model)
+    found = divergences(model, groups, orders, [0.5], reference, context)
+    assert torch.equal(cases.output_of(model), before)
+    for group in groups:
+        for gone, loss in found[group.name].items():
+            selection = full_selection(groups)
+            selection[group.name][orders[group.name].units[:gone]] = False
+            small = copy.deepcopy(model)
+            shrink(small, groups, selection)
+            assert loss == pytest.approx(reference.divergence(small), rel=1e-3, abs=1e-7), (group.name, gone)
+    curves = context.notes["sensitivity"]
+    assert curves.keys() == orders.keys() and all(0 <= p["kept"] < 1 for points in curves.values() for p in points)
+
+
+def test_the_divergence_is_that_of_softened_classes():
+    model = cases.make("bert")
+    other = cases.make("bert", num_hidden_layers=3)
+    batch = cases.inputs_for(model)
+    with torch.no_grad():
+        then, now = (F.softmax(m(**batch).logits / TEMPERATURE, -1) for m in (model, other))
+    expected = float((then * (then / now).log()).sum() / 3)
+    assert Reference(model, [batch]).divergence(other) == pytest.approx(expected, rel=1e-4)
+    assert Reference(model, [batch]).divergence(model) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(CompressionError, match="no example"):
+        Reference(model, [])
+
+
+def test_widths_that_are_tried():
+    group = find_units(cases.make("option_a"), min_channels=4).groups
+    inner = next(g for g in group if g.removable)
+    stem = next(g for g in group if not g.removable)
+    assert stops(inner, [0.75, 0.5, 0.01]) == [4, 8, 16]  # 16 channels: too few is not tried, none at all is
+    assert stops(stem, [0.75, 0.5, 0.01]) == [8, 16]  # 32 channels in a block that changes the shape
+
+
+def test_curves_go_through_what_was_measured():
+    order = Order(torch.arange(8), torch.tensor([0, 1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.float64))
+    found = corrected(order, {2: 20.0, 6: 64.0}).losses.tolist()
+    assert found[2] == pytest.approx(20) and found[6] == pytest.approx(64)
+    assert found[1] == pytest.approx(10) and found[8] == pytest.approx(256)
+    assert found[4] == pytest.approx(8 * math.sqrt(20.0))  # factors are interpolated by their logarithm
+    assert found == sorted(found)
+    falling = corrected(order, {2: 20.0, 6: 1.0}).losses.tolist()
+    assert falling == sorted(falling)
+    assert corrected(order, {}) is order
+
+
+@pytest.mark.parametrize("case", ["bert", "option_b"])
+@pytest.mark.parametrize("score", ["reconstruction", "masks"])
+def test_fisher_meets_its_target_and_tells_what_it_measured(case, score, tmp_path):
+    model = cases.make(case)
+    examples = cases.examples_for(model, 48)
+    report = prune(model, method="fisher", target={"macs": 0.6}, score=score, samples=48, probe_samples=24, **examples)
+    assert 0.57 <= report.achieved <= 0.6 and report.notes["sensitivity"] and report.notes["repair"]
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(cases.output_of(again), cases.output_of(model))
+
+
+def test_several_passes_meet_the_target_too(tmp_path):
+    for case in ("bert", "option_a"):
+        model = cases.make(case)
+        options = {"passes": 2, "samples": 24, "probe_samples": 16, **cases.examples_for(model, 24)}
+        report = prune(model, method="fisher", target={"macs": 0.5}, **options)
+        assert 0.46 <= report.achieved <= 0.5
+        assert {name: line["kept"] for name, line in report.notes["layers"].items() if line["kept"]} == {
+            group.name: group.size for group in find_units(model).groups
+        }
+        model.save_pretrained(tmp_path / case)
+        again = type(model).from_pretrained(tmp_path / case).eval()
+        assert torch.equal(cases.output_of(again), cases.output_of(model))

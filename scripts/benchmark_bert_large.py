@@ -1,8 +1,9 @@
 """Size, speed and memory work on the shape of bert-large-uncased with random weights; accuracy means nothing here.
 
 `python scripts/benchmark_bert_large.py OUTPUT.json [--threads N]`: an SVD of every encoder Linear to half the
-parameters of the encoder, the OpenVINO export and int8 quantization of the dense and of the factorized model with 300
-examples of 32 tokens, and their latencies at batch 1 and 128 tokens, timed in turn in one process.
+parameters of the encoder; half the encoder's MACs pruned by second-order information, with the repair, on 256 examples
+of 32 tokens; the OpenVINO export and int8 quantization of the dense and of both smaller models with 300 examples of 32
+tokens; and their latencies at batch 1 and 128 tokens, timed in turn in one process.
 """
 
 from __future__ import annotations
@@ -29,7 +30,26 @@ def examples(vocabulary: int) -> list[dict[str, torch.Tensor]]:
     generator = np.random.default_rng(0)
     ids = torch.from_numpy(generator.integers(1000, vocabulary, (EXAMPLES, LENGTH)))
     rest = {"attention_mask": torch.ones(LENGTH, dtype=torch.int64), "token_type_ids": torch.zeros(LENGTH).long()}
-    return [{"input_ids": row, **rest} for row in ids]
+    labels = generator.integers(0, 2, EXAMPLES)
+    return [{"input_ids": row, "labels": int(label), **rest} for row, label in zip(ids, labels, strict=True)]
+
+
+def factorize(model, data):
+    return hc.factorize(model, method="svd", allocation="uniform", target={"params": 0.5, "scope": "encoder"})
+
+
+def prune(model, data):
+    return hc.prune(model, method="fisher", samples=256, target={"macs": 0.5, "scope": "encoder"}, data=data)
+
+
+def weights_of(*models) -> int:
+    return sum(parameter.nbytes for model in models for parameter in model.parameters())
+
+
+def figures_of(clock: Clock, held: int, weights: int) -> dict:
+    """Seconds and peak memory; the latter without `held`, as a multiple of the dense weights."""
+    figures = clock.read()
+    return figures | {"peak_over_fp32": (figures["peak_bytes"] - held) / weights}
 
 
 def served(folder: Path):
@@ -50,38 +70,34 @@ def main() -> None:
     weights = 4 * dense_cost.params
     found = {"environment": environment(), "threads": threads, "fp32_bytes": weights, "dense": vars(dense_cost)}
 
-    small = copy.deepcopy(dense)
-    held = weights  # the copy that the comparison below needs is no part of what the factorization takes
-    clock = Clock()
-    report = hc.factorize(small, method="svd", allocation="uniform", target={"params": 0.5, "scope": "encoder"})
-    figures = clock.read()
-    found["factorize"] = {
-        **figures,
-        "achieved": report.achieved,
-        "peak_over_fp32": (figures["peak_bytes"] - held) / weights,
-        "cost": vars(count(small, length=SERVED_LENGTH)),
-    }
-    print(found["factorize"], flush=True)
+    models = {"dense": dense}
+    for name, smaller in (("factorized", factorize), ("pruned", prune)):
+        models[name] = copy.deepcopy(dense)
+        held = weights_of(*models.values()) - weights  # the copies that stay for the comparison are no part of it
+        clock = Clock()
+        report = smaller(models[name], data)
+        found[name] = figures_of(clock, held, weights) | {
+            "operations": report.seconds,
+            "achieved": report.achieved,
+            "cost": vars(count(models[name], length=SERVED_LENGTH)),
+        }
+        print(name, found[name], flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        folders = {}
-        for name, model, other in (("dense", dense, small), ("factorized", small, dense)):
-            folders[name] = Path(folder) / name
-            held = sum(parameter.nbytes for parameter in other.parameters())
+        folders = {name: Path(folder) / name for name in models}
+        for name, model in models.items():
+            held = weights_of(*models.values()) - weights_of(model)
             clock = Clock()
             hc.quantize(model, scheme="static_int8", calibration_samples=EXAMPLES, data=data, output_dir=folders[name])
-            figures = clock.read()
-            found[f"int8_{name}"] = {
-                **figures,
-                "peak_over_fp32": (figures["peak_bytes"] - held) / weights,
+            found[f"int8_{name}"] = figures_of(clock, held, weights) | {
                 "size_bytes": folder_size(folders[name]),
                 "smaller": weights / folder_size(folders[name]),
             }
             print(name, found[f"int8_{name}"], flush=True)
         common = {"batch": 1, "length": SERVED_LENGTH, "threads": threads, "seconds": options.seconds}
         found["latency"] = {
-            "factorized": latency_rows(small, dense, **common),
-            "int8_dense": latency_rows(served(folders["dense"]), dense, **common),
-            "int8_factorized": latency_rows(served(folders["factorized"]), dense, **common),
+            "factorized": latency_rows(models["factorized"], dense, **common),
+            "pruned": latency_rows(models["pruned"], dense, **common),
+            **{f"int8_{name}": latency_rows(served(folders[name]), dense, **common) for name in models},
         }
     write_json(options.output, found)
     for name, rows in found["latency"].items():

@@ -107,8 +107,13 @@ def test_encoder_gets_a_fresh_seeded_head(encoder, caplog):
 
 def test_own_report_of_transformers_is_back_afterwards(encoder, caplog):
     load_model(encoder)
-    with caplog.at_level(logging.WARNING):
-        BertForSequenceClassification.from_pretrained(encoder)
+    report = logging.getLogger("transformers.modeling_utils")
+    report.addHandler(caplog.handler)  # whatever other tests made of the loggers above it
+    try:
+        with caplog.at_level(logging.WARNING, report.name):
+            BertForSequenceClassification.from_pretrained(encoder)
+    finally:
+        report.removeHandler(caplog.handler)
     assert "LOAD REPORT" in caplog.text
 
 

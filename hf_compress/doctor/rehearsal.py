@@ -11,7 +11,6 @@ from math import ceil
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from ..errors import CompressionError, TargetError, UnsupportedModelError
 from ..measurement import (
@@ -37,10 +36,10 @@ from ..tasks import load_task
 from ..training import Context, apply_method
 from ..training.arguments import default_training
 from .samples import PIXELS, sample
+from .stopwatch import Stopwatch, affordable, median_seconds
 
 
 TRAINING_SECONDS, GLANCE = 1.5, 0.3  # how long steps of one kind, and calls of another, are timed
-PATIENCE = 3.0  # seconds that one training step or batch may take; a longer one is timed on fewer examples
 LARGE = 50e6  # parameters above which surgery and conversion are not tried, but counted by what follows
 FEW_EXAMPLES = 32  # for a first look at a surgery that looks at examples
 SURGERY = {"prune": 0.03, "factorize": 0.11}  # seconds for a million parameters, on a BERT-large and two cores
@@ -67,40 +66,6 @@ class Timing:
     measure: float
     peak_bytes: int
     disk_bytes: int
-
-
-class Stopwatch(TrainerCallback):
-    """Times training steps with the loading of their batches, and the optimizer's part of them, for `seconds`."""
-
-    def __init__(self, seconds: float):
-        self.seconds, self.state_bytes = seconds, 0
-        self.steps: list[float] = []
-        self.updates: list[float] = []
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._last = time.perf_counter()
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self._update = time.perf_counter()
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.updates.append(time.perf_counter() - self._update)
-
-    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
-        now = time.perf_counter()
-        self.steps.append(now - self._last)
-        self._last = now
-        if sum(self.steps) >= self.seconds:
-            control.should_training_stop = True
-            values = [value for state in optimizer.state.values() for value in state.values()]
-            self.state_bytes = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
-
-    def read(self) -> tuple[float, float]:
-        """Seconds of a step without the optimizer's, and of the optimizer's; the first steps, in which much is set up,
-        do not count where there are others."""
-        some = slice(2, None) if len(self.steps) > 3 else slice(-1, None)
-        update = float(np.median(self.updates[some]))
-        return max(0.0, float(np.median(self.steps[some])) - update), update
 
 
 class Rehearsal:
@@ -263,7 +228,7 @@ class Rehearsal:
         """Seconds of the step's training with its watching of the holdout, and bytes that the timed part lacked."""
         fields = {**default_training(self.current), **self.recipe.training, **step.training}
         batch, accumulation = fields["per_device_train_batch_size"], fields.get("gradient_accumulation_steps", 1)
-        used = min(len(self.data.train), _affordable(4 * self._example_seconds(), batch))
+        used = min(len(self.data.train), affordable(4 * self._example_seconds(), batch))
         if used < batch:
             self.basis.append(f"training steps of {batch} examples timed on {used}")
         terms, watch = self._terms(step), Stopwatch(TRAINING_SECONDS)
@@ -324,10 +289,10 @@ class Rehearsal:
             batch = EVALUATION_BATCH[self.task.modality]
             view = next(iter(self.data.evaluation.values()))
             two = view.subset(np.arange(min(2, len(view))))
-            one = _seconds(lambda: predict(self.current, two, 2), GLANCE) / len(two)
-            used = min(len(view), _affordable(one, batch))
+            one = median_seconds(lambda: predict(self.current, two, 2), GLANCE) / len(two)
+            used = min(len(view), affordable(one, batch))
             part = view.subset(np.random.default_rng(0).permutation(len(view))[: 2 * used])
-            self._example = _seconds(lambda: predict(self.current, part, used), GLANCE) / len(part)
+            self._example = median_seconds(lambda: predict(self.current, part, used), GLANCE) / len(part)
         return self._example
 
     def _evaluation(self, exported: bool) -> float:
@@ -391,31 +356,11 @@ class Rehearsal:
 
         def seconds(examples: int) -> float:
             inputs = candidate.prepare(example_inputs(self.current, examples, length))
-            return _seconds(lambda: candidate(inputs), GLANCE)
+            return median_seconds(lambda: candidate(inputs), GLANCE)
 
         found = {1: seconds(1)}
         for batch in batches:
             if batch not in found:
-                used = _affordable(found[1], batch)
+                used = affordable(found[1], batch)
                 found[batch] = seconds(used) * batch / used
         return {batch: found[batch] for batch in batches}
-
-
-def _affordable(example: float, wanted: int) -> int:
-    """How many examples, of so many seconds each, may be taken at once."""
-    return max(1, min(wanted, int(PATIENCE / max(example, 1e-9))))
-
-
-def _seconds(call: Callable, patience: float) -> float:
-    """The median seconds of a call, after one that does not count; of that one, where it took long."""
-    started = time.perf_counter()
-    call()
-    times = [time.perf_counter() - started]
-    if times[0] > patience:
-        return times[0]
-    begun, times = time.perf_counter(), []
-    while not times or time.perf_counter() - begun < patience:
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))

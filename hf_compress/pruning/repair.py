@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..measurement import evaluating
 from ..measurement.moments import input_rows
 from ..structure import Constant
 from .blocks import check_chain
@@ -226,10 +227,8 @@ def _refine(streams: Streams, block: str, passes: int, seed: int, kept: Tensor |
     generator = torch.Generator().manual_seed(seed)
     steps = passes * len(streams)
     first, last = [], []
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
     try:
-        with torch.enable_grad():
+        with evaluating(module), torch.enable_grad():
             for parameter in parameters:
                 parameter.requires_grad_(True)
             optimizer = torch.optim.Adam(parameters, lr=RATE)
@@ -254,8 +253,6 @@ def _refine(streams: Streams, block: str, passes: int, seed: int, kept: Tensor |
         for parameter, flag in zip(parameters, trainable, strict=True):
             parameter.grad = None
             parameter.requires_grad_(flag)
-        for part, flag in flags:
-            part.training = flag
     return sum(last) / sum(first) if sum(first) else 1.0
 
 

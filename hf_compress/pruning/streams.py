@@ -2,7 +2,8 @@
 
 What enters a block is kept for every example and for every version of the network (dense, pruned). So a block can be
 run as often as its repair wants it without running those before it again, and memory holds one batch at a time,
-however many examples there are.
+however many examples there are. What waits are tensors and plain values, read back with `weights_only`, in a temporary
+folder that goes with the repair.
 """
 
 from __future__ import annotations

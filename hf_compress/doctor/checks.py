@@ -100,6 +100,8 @@ def findings(recipes: Iterable[Recipe], store: Path | None = None) -> list[Findi
 
 def _findings(recipe: Recipe, store: Path | None) -> Iterator[Finding]:
     needed = {get_method(step.technique, step.method).extra for step in recipe.steps} - {None}
+    options = [options for step in recipe.steps for options in (step.options, step.distill)]
+    needed |= {"openvino"} & {getattr(each, "teacher_runtime", None) for each in options}
     yield from (_extra(extra, "missing") for extra in sorted(needed))
     yield _data(recipe)
     spec, by_token = recipe.model, recipe.task.name == "glue"

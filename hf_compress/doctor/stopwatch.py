@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 
+WARM_UP = 2  # training steps
 PATIENCE = 3.0  # seconds that one training step or batch may take; a longer one is timed on fewer examples
 
 
@@ -34,7 +35,8 @@ class Stopwatch(TrainerCallback):
         now = time.perf_counter()
         self.steps.append(now - self._last)
         self._last = now
-        if sum(self.steps) >= self.seconds:
+        # the first steps set much up (a teacher may be compiled); unless one alone takes too long, they are not enough
+        if sum(self.steps[WARM_UP:]) >= self.seconds or sum(self.steps) >= self.seconds + PATIENCE:
             control.should_training_stop = True
             values = [value for state in optimizer.state.values() for value in state.values()]
             self.state_bytes = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
@@ -42,7 +44,7 @@ class Stopwatch(TrainerCallback):
     def read(self) -> tuple[float, float]:
         """Seconds of a step without the optimizer's, and of the optimizer's; the first steps, in which much is set up,
         do not count where there are others."""
-        some = slice(2, None) if len(self.steps) > 3 else slice(-1, None)
+        some = slice(WARM_UP, None) if len(self.steps) > WARM_UP + 1 else slice(-1, None)
         update = float(np.median(self.updates[some]))
         return max(0.0, float(np.median(self.steps[some])) - update), update
 

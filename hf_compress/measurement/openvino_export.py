@@ -76,7 +76,8 @@ def to_openvino(model: nn.Module, inputs: Batch | None = None, *, share_weights:
     inputs = {name: value for name, value in inputs.items() if name != "labels"}
     if any(parameter.dtype != torch.float32 for parameter in model.parameters() if parameter.is_floating_point()):
         model, share_weights = copy.deepcopy(model).float(), False
-    with evaluating(model), _traceable_masks(), _quiet_tracer(), without_statistics():
+    exact = torch.autocast("cpu", enabled=False)  # its casts cannot be traced
+    with evaluating(model), exact, _traceable_masks(), _quiet_tracer(), without_statistics():
         try:
             converted = openvino.convert_model(model, example_input=inputs, share_weights=share_weights)
         except Exception as error:  # the converter raises bare RuntimeErrors and its own private classes

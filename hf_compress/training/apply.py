@@ -14,6 +14,7 @@ from torch import nn
 from .. import load_methods
 from ..errors import CompressionError, RecipeError, TargetError
 from ..fields import from_mapping
+from ..measurement.openvino_export import require_openvino
 from ..registry import Cost, Method, Target, get_method
 from ..structure import track
 from .context import BASELINE, Context
@@ -158,6 +159,8 @@ def _check_needs(method: Method, options: Any, context: Context, distill: Any) -
         "it calibrates on examples": "calibration" in method.needs,
         "it needs labels": needs_labels,
     }
+    if "openvino" in (getattr(options, "teacher_runtime", None), getattr(distill, "teacher_runtime", None)):
+        require_openvino()
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason is not None and context.data is None:
         raise CompressionError(f"{name}: {reason}, and got no data; pass data= and, if needed, collate_fn=.")

@@ -16,9 +16,11 @@ from training.material import (
 )
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
+from hf_compress import load_methods
 from hf_compress.distillation import DistillationTerm, DistillOptions
-from hf_compress.errors import CompressionError
-from hf_compress.training import Context
+from hf_compress.errors import BackendUnavailableError, CompressionError
+from hf_compress.registry import Target
+from hf_compress.training import Context, apply_method
 
 
 def batch_for(model, n: int = 6) -> dict[str, torch.Tensor]:
@@ -63,6 +65,49 @@ def test_a_student_like_its_teacher_learns_nothing_from_it(make):
     student = make()
     loss_of(DistillationTerm(student, copy.deepcopy(student), alpha=1.0), student, batch_for(student)).backward()
     assert all(parameter.grad is None or parameter.grad.abs().max() < 1e-6 for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("images", [False, True])
+def test_a_teacher_in_openvino_says_the_same(images, bf16, tiny_resnet):
+    student, teacher = (tiny_resnet, copy.deepcopy(tiny_resnet)) if images else map(tiny_text_model, (0, 1))
+    batches = [{"pixel_values": torch.rand(n, 3, 32, 32)} if images else batch_for(student, n) for n in (6, 3)]
+    terms = [DistillationTerm(student, teacher, alpha=1.0, runtime=runtime) for runtime in ("torch", "openvino")]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        said = [[term.logits(batch, torch.device("cpu")) for batch in batches] for term in terms]
+    for ours, theirs in zip(*said, strict=True):
+        tolerance = 0.1 * float(ours.abs().max()) if bf16 else 1e-4
+        torch.testing.assert_close(theirs.float(), ours.float(), rtol=0, atol=tolerance)
+
+
+def test_a_teacher_that_openvino_gets_wrong_is_refused():
+    student, teacher = tiny_image_model(0), tiny_image_model(1)  # whose images are so small that it pools nothing
+    with pytest.raises(CompressionError, match="0 predictions of TimmWrapperForImageClassification for 6 examples"):
+        loss_of(DistillationTerm(student, teacher, runtime="openvino"), student, batch_for(student))
+
+
+@pytest.mark.parametrize("step", [{"distill": {"teacher_runtime": "openvino"}}, {"teacher_runtime": "openvino"}])
+def test_a_runtime_that_is_missing_is_known_before_the_surgery(step, monkeypatch):
+    def missing():
+        raise BackendUnavailableError("OpenVINO is not installed")
+
+    load_methods()
+    monkeypatch.setattr("hf_compress.training.apply.require_openvino", missing)
+    student = tiny_image_model(0)
+    before = weights(student)
+    options, distill = ({}, step["distill"]) if "distill" in step else (step, None)
+    technique, method = ("prune", "magnitude") if distill else ("distill", "logits")
+    context = Context(
+        data=image_rows(8), target=Target("macs", 0.5) if distill else None, baseline=tiny_image_model(1)
+    )
+    with pytest.raises(BackendUnavailableError):
+        apply_method(student, technique, method, options, context, distill=distill)
+    assert_same_weights(before, weights(student))
+
+
+def test_a_runtime_nobody_knows_is_refused():
+    with pytest.raises(CompressionError, match="teacher_runtime: got 'openvin' .did you mean 'openvino'"):
+        DistillOptions(teacher_runtime="openvin")
 
 
 def test_the_teacher_is_left_as_it_was():

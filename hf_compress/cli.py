@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     push = verbs.add_parser("push", help="upload model, card and results of a finished run, or of all runs of a study")
     push.add_argument("run", type=Path, help="the folder of a run or of a study")
     push.add_argument("--repo_id", required=True, help="user/name; of a study what user/name-<variant> begins with")
-    push.add_argument("--seeds", choices=("0", "all"), default="0", help="of a study: the runs with seed 0, or all")
+    push.add_argument("--seeds", choices=("0", "all"), default="0", help="of a study: each variant's first, or all")
     push.add_argument("--private", action="store_true")
     push.set_defaults(verb=_push)
 

@@ -97,8 +97,8 @@ def push_study(study_dir: str | Path, repo_id: str, *, private: bool = False, se
         study_dir (`str` or `Path`): a study's folder, with `study.json`.
         repo_id (`str`): `user/name`, what the names of all repositories begin with.
         private (`bool`, *optional*, defaults to `False`): whether new repositories and a new collection are private.
-        seeds (`str`, *optional*, defaults to `"0"`): `"0"` for the runs with seed 0, or `"all"`, where a run goes to
-            `<repo_id>-<variant>-seed<seed>`.
+        seeds (`str`, *optional*, defaults to `"0"`): `"0"` for the lowest seed of each variant, or `"all"`, where a
+            run goes to `<repo_id>-<variant>-seed<seed>`.
 
     Returns:
         [`PushedStudy`]: what went where, and what did not.
@@ -113,10 +113,15 @@ def push_study(study_dir: str | Path, repo_id: str, *, private: bool = False, se
     if seeds not in SEEDS:
         raise CompressionError(f"seeds: got {seeds!r}; allowed are {' and '.join(SEEDS)}.")
     done = [run for run in study["runs"] if run["status"] == "done"]
-    chosen = [run for run in done if seeds == "all" or run["seed"] == 0]
+    first: dict[str, int] = {}
+    for run in study["runs"]:
+        first[run["variant"]] = min(run["seed"], first.get(run["variant"], run["seed"]))
+    chosen = [run for run in done if seeds == "all" or run["seed"] == first[run["variant"]]]
     if not chosen:
         there = f"; there are those with seed {', '.join(str(run['seed']) for run in done)}" if done else ""
-        raise CompressionError(f"{study_dir}: no finished run {'' if seeds == 'all' else 'with seed 0 '}yet{there}.")
+        raise CompressionError(
+            f"{study_dir}: no finished run {'' if seeds == 'all' else 'with the first seed '}yet{there}."
+        )
     api = _signed_in()
     names = repository_names(repo_id, [(run["variant"], run["seed"] if seeds == "all" else None) for run in chosen])
     answer = PushedStudy(left_out={_name(run): run["status"] for run in study["runs"] if run["status"] != "done"})

@@ -9,12 +9,13 @@
     variants:
       prune:   {add: [{prune: {method: magnitude, target: {macs: 0.5}}}]}
       curve:   {add: [{prune: {method: magnitude, target: {macs: 0.5}}}], grid: {steps.0.target.macs: [0.7, 0.5, 0.3]}}
+      depth:   {add: [{prune: {method: depth, target: {macs: 0.5}}}], seeds: [0]}
       student: {steps: [{distill: {teacher: resnet56_cifar10}}], set: {model.from_config: true}}
       all:     {add: [...], orders: [[prune, factorize, distill, quantize], [prune, distill, factorize, quantize]]}
 
 A variant's steps are the base's, or `steps` in their place, with those of `add` after them. `orders` are permutations
 of `add`, or of `steps` where nothing is added; `set` are overrides and `grid` lists of overrides, all in the spelling
-of the command line.
+of the command line. `seeds` of a variant stand instead of the study's.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Variant:
         grid (`dict[str, list]`, *optional*): overrides with several values each; every combination is a variant.
         orders (`list[list[str]]`, *optional*): orders, by technique, of `add`, or of `steps` where nothing is added;
             each is a variant.
+        seeds (`list[int]`, *optional*): instead of the study's, for a variant that is worth fewer runs.
     """
 
     steps: list[dict[str, Any]] | None = None
@@ -51,6 +53,7 @@ class Variant:
     set: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
     orders: list[list[str]] = field(default_factory=list)
+    seeds: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise RecipeError("study.base: give a recipe without name and seed, or the path of one.")
     if not raw.variants:
         raise RecipeError("study.variants: got none; give at least one, such as prune: {add: [...]}.")
-    if not raw.seeds or len(set(raw.seeds)) < len(raw.seeds):
-        raise RecipeError(f"study.seeds: got {raw.seeds}; give at least one, each once.")
+    _check_seeds(raw.seeds, "study.seeds")
     output_dir = Path(raw.output_dir or f"outputs/{raw.name}")
     base = {key: item for key, item in raw.base.items() if key not in ("name", "seed", "output_dir", "hub")}
     runs: list[StudyRun] = []
@@ -134,11 +136,18 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)):
             raise RecipeError(f"variants.{name}: a name is of letters, digits, '.', '_' and '-'.")
         variant = from_mapping(Variant, {} if body is None else body, f"variants.{name}")
+        seeds = raw.seeds if variant.seeds is None else _check_seeds(variant.seeds, f"variants.{name}.seeds")
         for full_name, recipe in _expand(name, variant, base):
             if any(run.variant == full_name for run in runs):
                 raise RecipeError(f"variants.{full_name}: this name stands for two variants; rename one.")
-            runs += [_run(raw.name, full_name, recipe, seed, output_dir) for seed in raw.seeds]
+            runs += [_run(raw.name, full_name, recipe, seed, output_dir) for seed in seeds]
     return Study(raw.name, output_dir, runs)
+
+
+def _check_seeds(seeds: list[int], path: str) -> list[int]:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise RecipeError(f"{path}: got {seeds}; give at least one, each once.")
+    return seeds
 
 
 def _run(study: str, variant: str, recipe: dict, seed: int, output_dir: Path) -> StudyRun:

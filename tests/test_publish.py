@@ -197,6 +197,14 @@ def test_a_study_becomes_a_collection_of_repositories(tmp_path, hub, push):  # n
     assert made == {"tester/small-prune": 1, "tester/small-svd-a-b-x": 0, "tester/small-distill": 1}
 
 
+def test_a_variant_with_other_seeds_goes_with_its_first(tmp_path, hub, push):  # noqa: F811
+    study = finished_study(tmp_path / "study", {"prune": 1}, seeds=(7, 9))
+    code, said = push(study, "--repo_id", "tester/small")
+    assert code == 0, said
+    results = json.loads(hub.repos["models", "tester/small-prune"].files["results.json"])
+    assert results["seed"] == 7
+
+
 def test_all_seeds_of_a_study(tmp_path, hub, push):  # noqa: F811
     study = finished_study(tmp_path / "study", {"prune": 1}, seeds=(0, 2))
     os.truncate(study / "runs/prune/seed2/model/model.safetensors", 10)
@@ -241,9 +249,13 @@ def test_a_study_without_a_finished_run_is_not_pushed(tmp_path, capsys):
     study.mkdir()
     finished_study(study, {}, prune="missing")
     assert main(["push", str(study), "--repo_id", "tester/small"]) == 2
-    assert "no finished run with seed 0 yet" in capsys.readouterr().err
+    assert "no finished run with the first seed yet" in capsys.readouterr().err
+    other = finished_study(tmp_path / "other", {"prune": 1}, seeds=(0, 3))
+    entries = json.loads((other / "study.json").read_text())
+    entries["runs"][0]["status"] = "failed"
+    (other / "study.json").write_text(json.dumps(entries))
     with pytest.raises(CompressionError, match="there are those with seed 3"):
-        push_study(finished_study(tmp_path / "other", {"prune": 1}, seeds=(3,)), "tester/small")
+        push_study(other, "tester/small")
     (study / "study.json").write_text("[]")
     with pytest.raises(CompressionError, match="no record of a study"):
         push_study(study, "tester/small")

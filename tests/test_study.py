@@ -51,6 +51,7 @@ def test_a_study_expands_into_recipes(tmp_path):
         },
         "whole": {"steps": [PRUNE, SVD], "orders": [["prune", "factorize"]]},
         "other": {"steps": [PRUNE], "set": {"model.from_config": False, "training.learning_rate": 0.5}},
+        "once": {"add": [SVD], "seeds": [7]},
     }
     study = load_study(study_file(tmp_path, variants, seeds=[0, 3]))
     assert study.variants == [
@@ -61,9 +62,10 @@ def test_a_study_expands_into_recipes(tmp_path):
         "both-prune-distill-factorize",
         "whole-prune-factorize",
         "other",
+        "once",
     ]
     runs = {run.name: run.recipe for run in study.runs}
-    assert len(runs) == 14
+    assert len(runs) == 15 and [run.seed for run in study.runs if run.variant == "once"] == [7]
     assert runs["prune-macs0.5/seed3"].steps[1].target.fraction == 0.5 and runs["prune-macs0.5/seed3"].seed == 3
     reordered = [step.technique for step in runs["both-prune-distill-factorize/seed0"].steps]
     assert reordered == ["finetune", "prune", "distill", "factorize"]
@@ -99,6 +101,7 @@ def test_the_study_of_the_readme_is_valid(tmp_path):
         ({"a/b": None}, {}, "variants.a/b"),
         ({"a": None}, {"seeds": []}, "study.seeds"),
         ({"a": None}, {"seeds": [1, 1]}, "study.seeds"),
+        ({"a": {"seeds": [0, 0]}}, {}, "variants.a.seeds"),
         ({"a": None}, {"base": 3}, "study.base"),
         ({"a": {"add": [PRUNE, SVD], "orders": [["prune"]]}}, {}, "variants.a.orders.*prune, factorize"),
         ({"a": {"add": [SVD, PRUNE]}}, {}, "variants.a.*put prune before factorize"),

@@ -79,12 +79,21 @@ def _recipe(name: str, members: Sequence[RunRecord]) -> Reproduction:
     return Reproduction(name, _dump(public_recipe(members[0].results["recipe"])), tuple(commands), False)
 
 
+def _seeds(folder: Path, variants: dict[str, list[RunRecord]]) -> dict[str, list[int]]:
+    """By variant, the seeds that the study gave it, runs that failed among them."""
+    found = {name: {record.results.get("seed", 0) for record in members} for name, members in variants.items()}
+    for run in read_json(folder / "study.json")["runs"]:
+        found.get(run["variant"], set()).add(run["seed"])
+    return {name: sorted(seeds) for name, seeds in found.items()}
+
+
 def _study(folder: Path, variants: dict[str, list[RunRecord]]) -> Reproduction:
     """The study as its runs resolved it; the file it was read from does not lie in its folder."""
     plain = {name: public_recipe(members[0].results["recipe"]) for name, members in variants.items()}
     first = next(iter(plain.values()))
     base = {key: first[key] for key in BASE_KEYS if key in first}
-    seeds = sorted({record.results.get("seed", 0) for members in variants.values() for record in members})
+    seeds_of = _seeds(folder, variants)
+    seeds = sorted({seed for own in seeds_of.values() for seed in own})
     name = _writable(_study_name(folder))
     lines = [_dump({"name": name, "base": {**base, "steps": []}, "seeds": seeds}), "variants:\n"]
     for variant, recipe in plain.items():
@@ -96,6 +105,7 @@ def _study(folder: Path, variants: dict[str, list[RunRecord]]) -> Reproduction:
         lines += [f"    - {_flow(step)}\n" for step in recipe.get("steps", [])]
         other = {key: recipe.get(key) for key in BASE_KEYS if recipe.get(key) != first.get(key)}
         lines += [f"    set: {_flow(other)}\n"] if other else []
+        lines += [f"    seeds: {_flow(seeds_of[variant])}\n"] if seeds_of[variant] != seeds else []
     return Reproduction(name, "".join(lines), (f"hf-compress study {file_name(name)}.yaml",), True)
 
 

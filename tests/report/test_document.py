@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import string
 from pathlib import Path
 
@@ -251,6 +252,19 @@ def test_a_study_comes_back_from_its_runs(study, tmp_path):
     results = json.loads((study / "runs" / "both" / "seed1" / "results.json").read_text())
     run = next(run for run in again.runs if run.name == "both/seed1")
     assert run.recipe.identity() == Recipe.from_dict(results["recipe"]).identity()
+
+
+def test_variants_keep_their_own_seeds(tmp_path):
+    load_methods()
+    study = write_study(tmp_path / "study", {"a": [PRUNE], "b": [PRUNE]}, seeds=[0, 1])
+    planned = json.loads((study / "study.json").read_text())
+    planned["runs"] = [run for run in planned["runs"] if (run["variant"], run["seed"]) != ("b", 0)]
+    (study / "study.json").write_text(json.dumps(planned))
+    shutil.rmtree(study / "runs" / "b" / "seed0")
+    (one,) = reproductions(read_runs([study])[0])
+    (tmp_path / "again.yaml").write_text(one.text)
+    names = [run.name for run in load_study(tmp_path / "again.yaml").runs]
+    assert names == ["a/seed0", "a/seed1", "b/seed1"]
 
 
 def test_variants_that_differ_in_more_than_steps_come_back(tmp_path):

@@ -176,6 +176,10 @@ def test_an_engine_that_is_not_installed(monkeypatch, capsys, tmp_path):
     assert remedies == [['pip install "hf_compress[openvino]"']]
     assert main(["doctor", str(QUICKSTART), f"output_dir={tmp_path / 'out'}", "--no-estimate"]) == 1
     assert capsys.readouterr().out.count(" openvino: ") == 1, "told once, though the machine lacks it too"
+    taught = {"prune": {"method": "magnitude", "target": {"macs": 0.5}, "distill": {"teacher_runtime": "openvino"}}}
+    recipe = written(tmp_path, image_recipe(tmp_path / "out", [taught]))
+    code, content = told(capsys, recipe, "--no-estimate")
+    assert code == 1 and states(content)["openvino"] == "missing"
 
 
 def test_versions_that_do_not_go_together_are_told(monkeypatch):
@@ -347,14 +351,24 @@ def test_surgery_that_looks_at_examples_is_tried_on_few(capsys, tmp_path, monkey
     asked = []
 
     def apply(model, technique, method, options, context):
-        asked.append((options.samples, getattr(options, "probe_samples", None)))
+        asked.append((options.samples, options.score_samples, options.probe_samples))
         report = apply_method(model, technique, method, options, context)
         report.seconds["surgery"], report.seconds["calibrate"] = options.samples / 100, 0.5
         return report
 
     monkeypatch.setattr("hf_compress.doctor.rehearsal.apply_method", apply)
-    steps = [{"prune": {"method": "fisher", "target": {"macs": 0.7}, "samples": 320, "probe_samples": 40}}]
+    steps = [
+        {
+            "prune": {
+                "method": "fisher",
+                "target": {"macs": 0.7},
+                "samples": 320,
+                "score_samples": 160,
+                "probe_samples": 40,
+            }
+        }
+    ]
     code, content = told(capsys, written(tmp_path, image_recipe(tmp_path / "out", steps)))
-    assert code == 0 and asked == [(32, 4), (64, 8)]
+    assert code == 0 and asked == [(32, 16, 4), (64, 32, 8)]
     (stage,) = [stage for stage in content["stages"] if stage["stage"] == "01_prune"]
     assert stage["surgery"] == pytest.approx(3.2) and stage["calibrate"] == pytest.approx(0.5)

@@ -45,6 +45,7 @@ FEW_EXAMPLES = 32  # for a first look at a surgery that looks at examples
 SURGERY = {"prune": 0.03, "factorize": 0.11}  # seconds for a million parameters, on a BERT-large and two cores
 CONVERSION = 0.06  # the same, from PyTorch to OpenVINO
 ENGINE = 2.0  # seconds of an int8 export, whatever the model
+SAMPLES = ("samples", "score_samples", "probe_samples")  # options of methods that look at so many examples
 PASSES = 3  # that the engine makes over the calibration examples, one at a time
 COPIES = 3  # of the weights, that a surgery or an export holds beside the model
 
@@ -214,9 +215,8 @@ class Rehearsal:
         for number in counts:
             options = step.options
             if number < wanted:
-                fewer = {"samples": number}
-                if hasattr(options, "probe_samples"):
-                    fewer["probe_samples"] = ceil(options.probe_samples * number / wanted)
+                counted = [name for name in SAMPLES if hasattr(options, name)]
+                fewer = {name: ceil(getattr(options, name) * number / wanted) for name in counted}
                 options = replace(options, **fewer)
             model = self.current if number == counts[-1] else copy.deepcopy(self.current)
             report = apply_method(model, step.technique, step.method, options, self._context(step))

@@ -21,7 +21,7 @@ from .profile import module_seconds
 from .runtimes import arithmetic, openvino_callable, openvino_config, openvino_model, stored_bytes, torch_callable
 from .serving import Serving
 from .size import folder_size, parameter_bytes
-from .states import device_of, evaluating
+from .states import device_of, evaluating, frozen
 from .verb import Measurement, measure
 
 
@@ -43,6 +43,7 @@ __all__ = [
     "evaluating",
     "example_inputs",
     "folder_size",
+    "frozen",
     "has_fast_bf16",
     "image_size",
     "instruction_sets",

@@ -15,7 +15,7 @@ from ..errors import CompressionError, UnsupportedModelError
 from ..registry import Cost
 from .blocks import encoder_modules
 from .inputs import example_inputs
-from .states import evaluating
+from .states import evaluating, frozen
 
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def count(model: nn.Module, inputs: Batch | None = None, length: int | None = No
     except CompressionError:
         blocks = []
     # FlopCounterMode knows no formula for the fused attention of the CPU and would count it as nothing
-    with evaluating(model), _frozen(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # FlopCounterMode hooks outputs that require gradients, and fails on a view of a parameter, which does so even
+    # under `no_grad`, without a graph
+    with evaluating(model), frozen(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         with _flops_inside(blocks, counter) as inside:
             model(**inputs)
     examples = len(next(iter(inputs.values())))
@@ -89,20 +91,6 @@ def nonzero_count(parameters: Iterable[nn.Parameter]) -> int | None:
 
 def _distinct(parameters: Iterable[nn.Parameter]) -> Iterable[nn.Parameter]:
     return {id(parameter): parameter for parameter in parameters}.values()
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient: FlopCounterMode hooks outputs that do, and fails on a view of a parameter,
-    which does so even under `no_grad`, without a graph."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,19 +21,20 @@ CHUNK = 2**24  # elements of an unfolded image batch that are held at once
 
 
 class Moments:
-    """Sums over the inputs `x` of a layer: of `x x^T`, `(n, n)`, of `x`, `(n,)`, and their number; float32."""
+    """Weighted sums over the inputs `x` of a layer: of `x x^T`, `(n, n)`, of `x`, `(n,)`, and of 1; float32."""
 
     def __init__(self, width: int, device: torch.device):
         self.square = torch.zeros(width, width, device=device)
         self.sum = torch.zeros(width, device=device, dtype=torch.float64)
         self.count = 0
 
-    def add(self, rows: Tensor) -> None:
-        """Take in a batch of inputs, `(count, n)`."""
+    def add(self, rows: Tensor, weights: Tensor | None = None) -> None:
+        """Take in a batch of inputs, `(count, n)`, which count 1 each or have `weights`, `(count,)`."""
         rows = rows.float()
-        self.square.addmm_(rows.T, rows)
-        self.sum += rows.sum(0)
-        self.count += len(rows)
+        weighted = rows if weights is None else rows * weights.to(rows)[:, None]
+        self.square.addmm_(weighted.T, rows)
+        self.sum += weighted.sum(0)
+        self.count += len(rows) if weights is None else float(weights.sum())
 
     @property
     def mean(self) -> Tensor:
@@ -44,7 +46,12 @@ class Moments:
         return second - torch.outer(self.mean, self.mean) if centred else second
 
 
-def input_moments(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Batch]) -> dict[str, Moments]:
+def input_moments(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    weigh: Callable[[Batch], Mapping[str, Tensor]] | None = None,
+) -> dict[str, Moments]:
     """Run batches through the model and sum up what enters every layer.
 
     Args:
@@ -52,23 +59,21 @@ def input_moments(model: nn.Module, layers: Mapping[str, nn.Module], batches: It
         layers (`Mapping[str, nn.Module]`): the `Linear` and `Conv2d` whose inputs to look at, by name. A convolution's
             input is the patch under its kernel, `(in kh kw,)`, zero padding included.
         batches (`Iterable[Batch]`): inputs; tokens that the `attention_mask` leaves out are not counted.
+        weigh (`Callable[[Batch], Mapping[str, torch.Tensor]]`, *optional*): gives for a batch, by layer, what each of
+            its tokens counts, `(examples, length)`; those of a layer that it does not name count the same.
 
     Returns:
         `dict[str, Moments]`: by name; layers that were never run are missing. Layers that read the same
         tensor (query, key and value) share one.
     """
     watcher = _Watcher()
-    handles = [module.register_forward_pre_hook(watcher.hook(name)) for name, module in layers.items()]
     device = device_of(model)
-    try:
-        with evaluating(model):
-            for batch in batches:
-                inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-                watcher.begin(inputs.get("attention_mask"))
+    with evaluating(model):
+        for batch in batches:
+            inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+            weights = weigh(inputs) if weigh else {}  # which may run the model, so nobody watches yet
+            with watcher.watching(layers, inputs.get("attention_mask"), weights):
                 model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: moments for name, moments in watcher.moments.items() if moments.count}
 
 
@@ -76,11 +81,20 @@ class _Watcher:
     def __init__(self):
         self.moments: dict[str, Moments] = {}
         self.followers: set[str] = set()
-        self.begin(None)
 
-    def begin(self, mask: Tensor | None) -> None:
+    @contextmanager
+    def watching(
+        self, layers: Mapping[str, nn.Module], mask: Tensor | None, weights: Mapping[str, Tensor]
+    ) -> Iterator[None]:
+        self.weights = weights
         self.mask = mask.bool() if mask is not None and mask.ndim == 2 else None
         self.latest: tuple[Tensor, Moments] | None = None
+        handles = [module.register_forward_pre_hook(self.hook(name)) for name, module in layers.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def hook(self, name: str):
         def look(module: nn.Module, args: tuple) -> None:
@@ -100,8 +114,12 @@ class _Watcher:
                     f"{name} shares its input with another layer only sometimes; weighting 'activation' cannot "
                     "follow that. Exclude the layer, or take weighting 'none'."
                 )
-            for rows in input_rows(module, values, self.mask):
-                moments.add(rows)
+            if name in self.weights and linear and values.shape[:2] == self.weights[name].shape:
+                weights = self.weights[name].to(values.device)
+                moments.add(values[weights > 0], weights[weights > 0])
+            else:
+                for rows in input_rows(module, values, self.mask):
+                    moments.add(rows)
             self.latest = (args[0], moments) if linear else None
 
         return look

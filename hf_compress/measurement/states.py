@@ -26,6 +26,19 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = flag
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """No parameter requires a gradient, so that none is computed and no activation kept for it."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield model
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
 def twin(model: nn.Module) -> nn.Module:
     """A second model in eval mode that shares every parameter and buffer with `model`, so it costs no memory."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

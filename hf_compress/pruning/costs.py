@@ -67,6 +67,10 @@ class CostModel:
                 # queries times keys, and weights times values
                 head_size, tokens = group.slices[0].positions, positions[group.slices[0].module]
                 self._extra[group.name] = 2.0 * head_size * tokens * tokens
+        self._touched = {group.name: [] for group in groups}
+        for layer in self._layers.values():
+            for name in {name for name, *_ in (*layer.row_groups, *layer.column_groups)}:
+                self._touched[name].append(layer)
         self._constant = now - self._units({group.name: group.size for group in groups})
 
     @classmethod
@@ -90,6 +94,12 @@ class CostModel:
     def total(self, kept: Mapping[str, int]) -> float:
         """The figure when `kept` units of each group stay."""
         return self._constant + self._units(kept)
+
+    def change(self, kept: Mapping[str, int], name: str, width: int) -> float:
+        """What the figure gains when the group `name` has another width than in `kept`."""
+        other = {**kept, name: width}
+        layers = sum(layer.cost(other) - layer.cost(kept) for layer in self._touched[name])
+        return layers + self._extra.get(name, 0.0) * (width - kept[name])
 
     def widths(self, group: UnitGroup) -> range:
         """Every width has a cost of its own."""

@@ -50,14 +50,14 @@ class Order:
 
 
 def eliminate(
-    readers: Sequence[Reader], damping: float = 1e-3, share: float = 0.01, stops: Collection[int] = ()
+    readers: Sequence[Reader], damping: float = 1e-3, share: float = 0.02, stops: Collection[int] = ()
 ) -> Order:
     """Take out the units of a group one after another, always the one whose loss is least.
 
     Args:
         readers (`Sequence[Reader]`): all layers that read the group's units.
         damping (`float`, *optional*, defaults to 1e-3): added to the diagonal of the moments, as a share of its mean.
-        share (`float`, *optional*, defaults to 0.01): where there are many units, this share of those that are left
+        share (`float`, *optional*, defaults to 0.02): where there are many units, this share of those that are left
             goes at a time, at least one.
         stops (`Collection[int]`, *optional*): numbers of units gone at which the fitted weights are wanted.
     """

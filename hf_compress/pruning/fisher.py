@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,12 @@ from .repair import pruned_readers, repairing
 from .selection import Costs, choose, lowest_cost
 from .sensitivity import Reference, corrected, divergences, stops
 from .surgery import shrink
+from .token_weights import token_weights
 from .units import Selection, Slice, UnitGroup, side_size, widths
 
+
+if TYPE_CHECKING:
+    from ..registry import Batch
 
 SCORES = ("reconstruction", "masks")
 MOMENT_BYTES = 2**29  # second moments that are held at once
@@ -45,23 +49,26 @@ class FisherOptions(UnitOptions):
         score (`str`, *optional*, defaults to `"reconstruction"`): what a layer loses with its units. With
             `"reconstruction"` what is left of its readers' outputs after they are fitted anew, weighted by the loss's
             squared gradients there; with `"masks"` the Fisher information of masks on the units.
+        score_samples (`int`, *optional*, defaults to 1024): training examples for the scores; `samples` are those of
+            the repair.
         probes (`tuple[float, ...]`, *optional*): fractions of every layer's units at which the divergence of the
             predictions is measured, to weigh layers against each other; none leaves that to the scores.
         probe_samples (`int`, *optional*, defaults to 256): training examples for that.
         passes (`int`, *optional*, defaults to 1): the target is approached in this many passes, by the same factor
             each, with a repair after each.
-        refine (`int`, *optional*, defaults to 4): as for all, but with another default.
+        refine (`int`, *optional*, defaults to 6): as for all, but with another default.
     """
 
-    refine: int = 4
+    refine: int = 6
     score: Literal["reconstruction", "masks"] = "reconstruction"
+    score_samples: int = 1024
     probes: tuple[float, ...] = (0.75, 0.5, 0.25)
     probe_samples: int = 256
     passes: int = 1
 
     def __post_init__(self):
         super().__post_init__()
-        self._at_least_one("probe_samples", "passes")
+        self._at_least_one("score_samples", "probe_samples", "passes")
         if self.score not in SCORES:
             raise RecipeError(
                 f"score: got {self.score!r}{nearest(self.score, SCORES)}; allowed are {', '.join(SCORES)}."
@@ -151,7 +158,7 @@ def _selection(
 def _orders(
     model: nn.Module, groups: Sequence[UnitGroup], options: FisherOptions, context: StepContext
 ) -> dict[str, Order]:
-    found = sensitivity(model, groups, context.calibration(options.samples), context)
+    found = sensitivity(model, groups, context.calibration(options.score_samples), context)
     reference = Reference(model, context.calibration(options.probe_samples)) if options.probes else None
     orders: dict[str, Order] = {}
     for part in _parts(model, groups):
@@ -160,7 +167,7 @@ def _orders(
             orders |= {group.name: _by_scores(found.units[group.name]) for group in part}
         else:
             layers = {s.module: model.get_submodule(s.module) for group in part for s in group.consumers}
-            moments = input_moments(model, layers, context.calibration(options.samples))
+            moments = input_moments(model, layers, context.calibration(options.score_samples), _weigher(model, layers))
             means = {name: moment.mean for name, moment in moments.items()}
             for group in part:
                 readers = [_reader(model, s, moments[s.module], found.outputs[s.module]) for s in group.consumers]
@@ -169,6 +176,21 @@ def _orders(
             measured = divergences(model, part, orders, options.probes, reference, context, means)
             orders |= {group.name: corrected(orders[group.name], measured[group.name]) for group in part}
     return orders
+
+
+def _weigher(model: nn.Module, layers: Iterable[str]) -> Callable[[Batch], dict[str, Tensor]]:
+    """What tokens count in layers: what they count in their blocks."""
+    try:
+        blocks = chain(model)
+    except UnsupportedModelError:  # no blocks that repeat, so no tokens either
+        blocks = []
+    homes = {layer: block for layer in layers for block in blocks if layer.startswith(f"{block}.")}
+
+    def weigh(batch: Batch) -> dict[str, Tensor]:
+        weights = token_weights(model, blocks, batch) if blocks else {}
+        return {layer: weights[block] for layer, block in homes.items() if block in weights}
+
+    return weigh
 
 
 def _by_scores(scores: Tensor) -> Order:

@@ -99,7 +99,7 @@ def _output(streams: Streams, block: str, layer: str) -> Tensor:
 def _first(streams: Streams, block: str, handles: Sequence) -> None:
     """Run the block on the first batch alone."""
     try:
-        played = streams.play(block)
+        played = streams.play(block, ["pruned"])
         next(played)
         played.close()
     finally:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CompressionError
-from ..measurement import evaluating
+from ..measurement import evaluating, frozen
 from .units import Slice, UnitGroup
 
 
@@ -50,12 +50,9 @@ def sensitivity(
         [`CompressionError`]: without examples, or if a gradient is not finite.
     """
     watcher = _Watcher(groups)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles = watcher.attach(model)
     try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)  # saves the gradients of the weights, which nobody reads
-        with evaluating(model), torch.enable_grad():
+        with evaluating(model), frozen(model), torch.enable_grad():
             for batch in batches:
                 watcher.begin(batch)
                 # examples do not mix in eval mode: times their number, the mean's gradient is that of each loss
@@ -65,8 +62,6 @@ def sensitivity(
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
     return watcher.result()
 
 

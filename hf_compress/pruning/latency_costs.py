@@ -60,6 +60,10 @@ class LatencyCosts:
         """Seconds when `kept` units of each group stay; a width between two that were measured counts as the wider."""
         return self.now + sum(self._seconds(name, kept[name]) - self._steps[name][1][-1] for name in self.tables)
 
+    def change(self, kept: Mapping[str, int], name: str, width: int) -> float:
+        """The seconds gained when the group `name` has another width than in `kept`."""
+        return self._seconds(name, width) - self._seconds(name, kept[name])
+
     def after(self, model: nn.Module, groups: Sequence[UnitGroup], kept: Mapping[str, int]) -> LatencyCosts:
         """The costs once the model has come down to the widths `kept`, with `groups` left."""
         tables = {

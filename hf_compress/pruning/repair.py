@@ -3,7 +3,8 @@
 Block by block from the input, every layer that reads pruned units gets the weights with which the block of the pruned
 network, on the activations it really receives, comes nearest to the block of the dense one: a ridge regression whose
 penalty draws towards the weights at hand. Where the layer's output is added to a shortcut, the sum is what is fitted,
-so that a layer also makes up for what went wrong before it. No label and no gradient is needed.
+so that a layer also makes up for what went wrong before it. Then, if asked for, all weights of the block are refined
+together. Errors of tokens count as much as the predictions depend on them ([`token_weights`]). No label is needed.
 
 Kwon et al. 2022 (https://arxiv.org/abs/2204.09656) refit scales of units this way, Park et al. 2024
 (https://arxiv.org/abs/2308.03449) whole weights of Transformers; here convolutions and their batch normalizations are
@@ -22,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..measurement import evaluating
+from ..measurement import device_of, evaluating, has_fast_bf16
 from ..measurement.moments import input_rows
 from ..structure import Constant
 from .blocks import check_chain
 from .fits import Fit, find_fits, scale_of
-from .streams import Streams
+from .streams import Place, Streams, watch
 from .surgery import ROWS
 from .units import UnitGroup, side_size
 
@@ -131,9 +132,11 @@ def repair(
     """
     left: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="hf_compress-") as folder:
-        streams = Streams({"dense": dense, "pruned": pruned}, context.calibration(samples), Path(folder))
+        streams = Streams({"dense": dense, "pruned": pruned}, context.calibration(samples), Path(folder), "dense")
         for block in context.progress(streams.blocks, "repair"):
             fits = find_fits(streams, block, layers)
+            if fits:
+                streams.look(block, "dense", {_place(fit) for fit in fits})
             for fit in fits:
                 left[fit.layer] = _refit(streams, block, fit, ridge, (rows or {}).get(fit.layer))
             if fits and refine:
@@ -157,10 +160,12 @@ class _Regression:
         self.gram = start.new_zeros(len(start), len(start))
         self.cross, self.energy = torch.zeros_like(start), 0.0
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1).float()
+    def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
+        x, y = torch.cat([x, x.new_ones(len(x), 1)], dim=1).float(), y.float()
+        if weights is not None:
+            x, y = (rows * weights.sqrt()[:, None] for rows in (x, y))
         self.gram += x.T @ x
-        self.cross += x.T @ y.float()
+        self.cross += x.T @ y
         self.energy += float(y.double().square().sum())
 
     def solve(self, ridge: float) -> tuple[Tensor, float]:
@@ -182,30 +187,38 @@ class _Regression:
 
 def _refit(streams: Streams, block: str, fit: Fit, ridge: float, kept: Tensor | None) -> float:
     """Fit one layer, which has these rows of the dense one, in place; the error that is left, as a share."""
-    pruned, dense = (streams.models[name] for name in ("pruned", "dense"))
+    pruned = streams.models["pruned"]
     layer, norm = pruned.get_submodule(fit.layer), fit.norm and pruned.get_submodule(fit.norm)
     scale = scale_of(norm) if norm is not None and fit.joint else torch.ones(1)
     usable = scale.abs() > SMALL * scale.abs().max()
-    seen: dict[str, Tensor] = {}
-    handles = [
-        _watch(layer, seen, "reads", "gives"),
-        _watch(pruned.get_submodule(fit.joint or fit.layer), seen, *_of_place(fit, "now")),
-        _watch(dense.get_submodule(fit.joint or fit.layer), seen, *_of_place(fit, "wanted")),
-    ]
+    seen: dict[Place, Tensor] = {}
+    place = _place(fit)
+    places = {(fit.layer, "reads"), (fit.layer, "gives"), place}
+    handles = [watch(pruned.get_submodule(name), (name, kind), seen) for name, kind in places]
     last = 1 if isinstance(layer, nn.Conv2d) else -1  # the dimension of the channels
     regression = None
     try:
-        for mask in streams.play(block):
-            gives, now, wanted = (seen[name].movedim(last, -1) for name in ("gives", "now", "wanted"))
+        for weights, dense in streams.play(block, ["pruned"]):
+            gives, now, wanted = (
+                tensor.movedim(last, -1) for tensor in (seen[fit.layer, "gives"], seen[place], dense[place])
+            )
             wanted = wanted if kept is None else wanted[..., kept.to(wanted.device)]
             # what the layer has to give for the sum to be that of the dense network; the other summands stay
             target = gives + (wanted - now) / torch.where(usable, scale, 1.0).to(gives)
-            target = target.flatten(0, -2) if mask is None else target[mask.to(target.device)]
+            if weights is not None and target.shape[:2] != weights.shape:
+                weights = None  # no tokens
+            mask = None if weights is None else (weights > 0).to(target.device)
+            target = target.flatten(0, -2) if mask is None else target[mask]
+            weights = None if mask is None else weights.to(target)[mask]
             if regression is None:
-                regression = _Regression(_coefficients(layer), _has_intercept(layer, norm))
-            for rows in input_rows(layer, seen["reads"], mask) if not isinstance(layer, Constant) else [target[:, :0]]:
-                regression.add(rows, target[: len(rows)])
-                target = target[len(rows) :]
+                regression = _Regression(_coefficients(layer).cpu(), _has_intercept(layer, norm))
+            for rows in (
+                input_rows(layer, seen[fit.layer, "reads"], mask)
+                if not isinstance(layer, Constant)
+                else [target[:, :0]]
+            ):
+                regression.add(rows, target[: len(rows)], weights)
+                target = target[len(rows) :]  # tokens come all at once, patches of images some at a time
     finally:
         for handle in handles:
             handle.remove()
@@ -214,7 +227,7 @@ def _refit(streams: Streams, block: str, fit: Fit, ridge: float, kept: Tensor | 
     return error
 
 
-RATE = 1e-3  # of Adam, at its highest
+RATE = 2e-3  # of Adam, at its highest
 
 
 def _refine(streams: Streams, block: str, passes: int, seed: int, kept: Tensor | None) -> float:
@@ -226,6 +239,7 @@ def _refine(streams: Streams, block: str, passes: int, seed: int, kept: Tensor |
     trainable = [parameter.requires_grad for parameter in parameters]
     generator = torch.Generator().manual_seed(seed)
     steps = passes * len(streams)
+    fast = has_fast_bf16() and device_of(module).type == "cpu"
     first, last = [], []
     try:
         with evaluating(module), torch.enable_grad():
@@ -236,18 +250,18 @@ def _refine(streams: Streams, block: str, passes: int, seed: int, kept: Tensor |
             for _ in range(passes):
                 last = []
                 order = torch.randperm(len(streams), generator=generator).tolist()
-                for args, kwargs, wanted, mask in streams.pairs(block, "pruned", "dense", order):
-                    output = module(*args, **kwargs)
-                    output = output[0] if isinstance(output, tuple) else output
+                for args, kwargs, wanted, weights in streams.pairs(block, "pruned", "dense", order):
+                    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+                        output = module(*args, **kwargs)
+                    output = (output[0] if isinstance(output, tuple) else output).float()
                     if kept is not None:  # the stream may have lost channels
                         wanted = wanted.index_select(1 if wanted.dim() == 4 else -1, kept.to(wanted.device))
-                    error = output - wanted
-                    loss = (error if mask is None else error[mask.to(error.device)]).square().mean()
+                    loss = _error(output, wanted, weights)
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
                     schedule.step()
-                    last.append(float(loss))
+                    last.append(float(loss.detach()))
                 first = first or last
     finally:
         for parameter, flag in zip(parameters, trainable, strict=True):
@@ -256,30 +270,17 @@ def _refine(streams: Streams, block: str, passes: int, seed: int, kept: Tensor |
     return sum(last) / sum(first) if sum(first) else 1.0
 
 
-def _watch(module: nn.Module, seen: dict[str, Tensor], reads: str | None, gives: str | None = None):
-    """Keep what a module reads and gives; copies, because what comes after may write into it."""
-
-    def before(module: nn.Module, args: tuple) -> None:
-        seen[reads] = args[0].clone()
-
-    def after(module: nn.Module, args: tuple, output: Tensor) -> None:
-        seen[gives] = output.clone()
-
-    return _Handles(
-        ([module.register_forward_pre_hook(before)] if reads else [])
-        + ([module.register_forward_hook(after)] if gives else [])
-    )
+def _error(output: Tensor, wanted: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean squared error of an element, weighted by what its token counts."""
+    if weights is None:
+        return (output - wanted).square().mean()
+    by_token = (output - wanted).square().mean(-1)
+    return (by_token * weights.to(by_token)).sum() / (weights > 0).sum()
 
 
-class _Handles(list):
-    def remove(self) -> None:
-        for handle in self:
-            handle.remove()
-
-
-def _of_place(fit: Fit, name: str) -> tuple[str | None, str | None]:
-    """The sum that the joint reads, or, without one, what the layer gives."""
-    return (name, None) if fit.joint else (None, name)
+def _place(fit: Fit) -> Place:
+    """Where the sum of the layer's output and what joins it is read, or, without such a sum, where the output is."""
+    return (fit.joint, "reads") if fit.joint else (fit.layer, "gives")
 
 
 def _has_intercept(layer: nn.Module, norm: nn.Module | None) -> bool:

@@ -23,6 +23,9 @@ class Costs(Protocol):
     def total(self, kept: Mapping[str, int]) -> float:
         """The figure when `kept` units of each group stay."""
 
+    def change(self, kept: Mapping[str, int], name: str, width: int) -> float:
+        """What the figure gains when the group `name` has another width than in `kept`."""
+
     def widths(self, group: UnitGroup) -> Collection[int]:
         """The widths of a group among which the figure can tell."""
 
@@ -173,11 +176,10 @@ def choose(
     options = {group.name: _widths(group, costs, round_to) for group in groups}
 
     def around(kept: Mapping[str, int]) -> dict[str, list[Choice]]:
-        total = costs.total(kept)
-        share = total / len(groups)
+        share = costs.total(kept) / len(groups)
         return {
             name: [
-                Choice(w, float(orders[name].losses[full[name] - w]), share + costs.total({**kept, name: w}) - total)
+                Choice(w, float(orders[name].losses[full[name] - w]), share + costs.change(kept, name, w))
                 for w in widths
             ]
             for name, widths in options.items()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 
 from ..errors import CompressionError, UnsupportedModelError
@@ -217,11 +218,18 @@ def _fitted(model: nn.Module, group: UnitGroup, weights: Sequence[Tensor], means
 
 
 def corrected(order: Order, measured: Mapping[int, float]) -> Order:
-    """`order` with losses that go through what was `measured`, and between the points follow their own curve."""
+    """`order` with losses that go through what was `measured` (but never fall), and else follow their own curve."""
     points = [(gone, loss) for gone, loss in sorted(measured.items()) if float(order.losses[gone]) > 0]
     if not points:
         return order
+    places = [gone for gone, _ in points]
     factors = [math.log(max(loss, 1e-12) / float(order.losses[gone])) for gone, loss in points]
-    factor = np.exp(np.interp(np.arange(len(order.losses)), [gone for gone, _ in points], factors))
+    if len(points) > 1:  # before the first point it goes on as between the first two: no kink that draws the choice
+        slope = (factors[1] - factors[0]) / (places[1] - places[0])
+        places, factors = [0, *places], [factors[0] - slope * places[0], *factors]
+        curve = PchipInterpolator(places, factors)(np.minimum(np.arange(len(order.losses)), places[-1]))
+    else:
+        curve = np.full(len(order.losses), factors[0])
+    factor = np.exp(curve)
     losses = np.maximum.accumulate(order.losses.numpy() * factor)  # more gone never loses less
     return Order(order.units, torch.from_numpy(losses), order.weights)

@@ -40,6 +40,20 @@ def test_linear_layers_count_every_position_once():
     assert torch.allclose(moments.matrix(centred=True), torch.cov(rows.T, correction=0), atol=1e-5)
 
 
+def test_tokens_may_count_unlike_one_another():
+    module = nn.Linear(6, 4)
+    data = batches(3, 5, 6)
+    weights = [
+        torch.rand(3, 5, generator=torch.Generator().manual_seed(n)) * torch.tensor([1, 1, 0, 1, 1]) for n in (0, 1, 2)
+    ]
+    waiting = iter(weights)
+    moments = input_moments(Wrapped(module), {"x": module}, data, lambda batch: {"x": next(waiting)})["x"]
+    rows = torch.cat([batch["values"].flatten(0, 1) for batch in data]).double()
+    flat = torch.cat([w.flatten() for w in weights]).double()
+    assert moments.count == pytest.approx(float(flat.sum()))
+    assert torch.allclose(moments.matrix(centred=True), torch.cov(rows.T, correction=0, aweights=flat), atol=1e-5)
+
+
 def test_padding_is_not_counted(tiny_bert, tiny_bert_batch):
     layers = modules(tiny_bert)
     short = {name: value[1:2] for name, value in tiny_bert_batch.items()}

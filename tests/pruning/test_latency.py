@@ -70,6 +70,9 @@ def test_between_two_measured_widths_the_wider_counts():
     assert costs.total({"a": 8}) == 1.0 and costs.total({"a": 5}) == 1.0  # 4 took longer than 8, which cannot be
     assert costs.total({"a": 3}) == 1.0 and costs.total({"a": 2}) == pytest.approx(0.8)
     assert costs.total({"a": 0}) == pytest.approx(0.7)
+    assert costs.change({"a": 8}, "a", 2) == pytest.approx(-0.2) and costs.change({"a": 2}, "a", 3) == pytest.approx(
+        0.2
+    )
 
 
 @pytest.mark.parametrize("case", ["option_a", "bert"])

@@ -208,6 +208,9 @@ def test_widths_are_the_best_of_all(seed):
         def total(self, kept):
             return sum(prices[name][width] for name, width in kept.items())
 
+        def change(self, kept, name, width):
+            return prices[name][width] - prices[name][kept[name]]
+
         def widths(self, group):
             return range(group.size + 1)
 

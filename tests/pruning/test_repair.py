@@ -15,6 +15,7 @@ from hf_compress.pruning.blocks import chain, check_chain
 from hf_compress.pruning.fits import find_fits
 from hf_compress.pruning.repair import following_rows, pruned_readers, repair
 from hf_compress.pruning.streams import Streams
+from hf_compress.pruning.token_weights import token_weights
 from hf_compress.pruning.units import full_selection
 from hf_compress.structure import Constant
 from hf_compress.training import Context
@@ -52,9 +53,11 @@ def read_and_given(model, name, batch):
     return found
 
 
-def ridge_fit(x, y, start, ridge):
+def ridge_fit(x, y, start, ridge, weights=None):
     """Rows `(count, n)` to rows `(count, m)`, with an intercept, drawn to the coefficients `start`, `(n + 1, m)`."""
     x, y = torch.cat([x, torch.ones(len(x), 1)], 1).double(), y.double()
+    if weights is not None:
+        x, y = x * weights.sqrt()[:, None], y * weights.sqrt()[:, None]
     penalty = torch.eye(x.shape[1], dtype=torch.float64) * (ridge * x[:, :-1].square().sum(0).mean()).sqrt()
     penalty = penalty[:-1]
     return torch.linalg.lstsq(torch.cat([x, penalty]), torch.cat([y, penalty @ start.double()])).solution
@@ -67,6 +70,12 @@ def context_for(model, count=48):
 def whole_batch(model, context, count=48):
     batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in context.calibration(count)]
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def weights_of(model, context, block, count=48):
+    """What every token counts, `(examples, length)`, as the repair of a block weighs them: batch by batch."""
+    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in context.calibration(count)]
+    return torch.cat([token_weights(model, chain(model), batch)[block] for batch in batches]).double()
 
 
 @pytest.mark.parametrize("ridge", [1e-4, 1e-2])
@@ -84,11 +93,12 @@ def test_neurons_of_a_bert_layer(ridge):
     wanted, _ = read_and_given(dense, "bert.encoder.layer.1.output.LayerNorm", batch)
     _, gives = read_and_given(small, layer, batch)
     counts = batch["attention_mask"].bool()
-    expected = ridge_fit(x[counts], (gives + wanted - now)[counts], start, ridge)
+    weights = weights_of(dense, context, "bert.encoder.layer.1")[counts]
+    expected = ridge_fit(x[counts], (gives + wanted - now)[counts], start, ridge, weights)
     errors = repair(small, dense, readers, context, samples=48, ridge=ridge, rows=rows)
     found = small.get_submodule(layer)
-    torch.testing.assert_close(found.weight.T.double(), expected[:-1], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.bias.double(), expected[-1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.weight.T.double(), expected[:-1], rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(found.bias.double(), expected[-1], rtol=5e-3, atol=5e-3)
     assert 0 < errors[layer] < 1
 
 
@@ -150,7 +160,8 @@ def test_a_layer_with_no_unit_left_gets_the_mean():
     repair(small, dense, readers, context, samples=48)
     found = small.get_submodule("bert.encoder.layer.1.output.dense")
     assert isinstance(found, Constant)
-    mean = gives[batch["attention_mask"].bool()].mean(0)
+    weights = weights_of(dense, context, "bert.encoder.layer.1")[..., None].float()
+    mean = (gives * weights).sum((0, 1)) / weights.sum()
     torch.testing.assert_close(found.bias.detach(), mean, rtol=1e-4, atol=1e-4)
 
 
@@ -192,6 +203,46 @@ def test_block_by_block_is_the_network(case, tmp_path):
             pass
     handle.remove()
     assert torch.equal(last["output"], expected)
+
+
+def gathered(model, name, streams, block):
+    """What a module and the block around it give, while the block is played."""
+    found, handles = ([], []), []
+    for place, outputs in zip((name, block), found, strict=True):
+
+        def keep(module, args, output, outputs=outputs):
+            outputs.append((output[0] if isinstance(output, tuple) else output).clone())
+
+        handles.append(model.get_submodule(place).register_forward_hook(keep))
+    for _ in streams.play(block, keep=True):
+        pass
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("case", ["bert", "option_a"])
+def test_what_a_look_found_is_what_the_block_gives(case, tmp_path):
+    model, other = cases.make(case), cases.make(case)
+    batches = [cases.inputs_for(model)] * 2
+    plain, looked = tmp_path / "plain", tmp_path / "looked"
+    plain.mkdir(), looked.mkdir()
+    first, second = (Streams({"dense": model, "pruned": other}, batches, folder) for folder in (plain, looked))
+    for number, block in enumerate(first.blocks):
+        name = next(n for n, m in model.named_modules() if n.startswith(f"{block}.") and not list(m.children()))
+        if number % 2 == 0:  # every second block is not looked at, as if nothing in it were to fit
+            second.look(block, "dense", [(name, "gives")])
+            given = [pair[2] for pair in second.pairs(block, "pruned", "dense", [1, 0])]
+        found = gathered(model, name, first, block)
+        seen = [seen for _, seen in second.play(block, keep=True)]
+        assert [set(one) for one in seen] == [{(name, "gives")} if number % 2 == 0 else set()] * 2
+        if number % 2 == 0:
+            assert all(torch.equal(one[name, "gives"], output) for one, output in zip(seen, found[0], strict=True))
+            assert all(torch.equal(*pair) for pair in zip(given, reversed(found[1]), strict=True))
+    for ours, theirs in zip(sorted(plain.iterdir()), sorted(looked.iterdir()), strict=True):
+        held, again = (torch.load(path, weights_only=True) for path in (ours, theirs))
+        assert held.keys() == again.keys()
+        assert all(torch.equal(held[v]["args"][0], again[v]["args"][0]) for v in ("dense", "pruned"))
 
 
 def test_a_network_that_is_no_chain_is_refused():

@@ -35,6 +35,10 @@ def test_computed_costs_are_those_of_the_cut_model(case):
         costs = CostModel.measured(model, groups, target, count)
         assert costs.now == count(model).of(target) == costs.total({group.name: group.size for group in groups})
         assert costs.total(widths(selection)) == pytest.approx(counted.of(target), rel=1e-9)
+        kept = widths(selection)
+        for group in groups:
+            gained = costs.total({**kept, group.name: group.size // 2}) - costs.total(kept)
+            assert costs.change(kept, group.name, group.size // 2) == pytest.approx(gained, rel=1e-9, abs=1e-3)
         onward = costs.after(small, left, widths(selection))
         again = cases.random_selection(left, 5, keep_one=False)
         smaller = copy.deepcopy(small)

@@ -70,7 +70,8 @@ def test_curves_go_through_what_was_measured():
     order = Order(torch.arange(8), torch.tensor([0, 1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.float64))
     found = corrected(order, {2: 20.0, 6: 64.0}).losses.tolist()
     assert found[2] == pytest.approx(20) and found[6] == pytest.approx(64)
-    assert found[1] == pytest.approx(10) and found[8] == pytest.approx(256)
+    assert found[8] == pytest.approx(256)
+    assert found[1] == pytest.approx(10 * 5**0.25)  # before the first point they go on as after it
     assert found[4] == pytest.approx(8 * math.sqrt(20.0))  # factors are interpolated by their logarithm
     assert found == sorted(found)
     falling = corrected(order, {2: 20.0, 6: 1.0}).losses.tolist()
@@ -88,6 +89,16 @@ def test_fisher_meets_its_target_and_tells_what_it_measured(case, score, tmp_pat
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()
     assert torch.equal(cases.output_of(again), cases.output_of(model))
+
+
+def test_scores_look_at_examples_of_their_own_number(monkeypatch):
+    model = cases.make("bert")
+    asked = []
+    calibration = Context.calibration
+    monkeypatch.setattr(Context, "calibration", lambda self, n: asked.append(n) or calibration(self, n))
+    counts = {"samples": 40, "score_samples": 24, "probe_samples": 16}
+    prune(model, method="fisher", target={"macs": 0.6}, **counts, **cases.examples_for(model, 48))
+    assert {n for n in asked if n > 1} == {40, 24, 16}
 
 
 def test_several_passes_meet_the_target_too(tmp_path):

@@ -1,0 +1,88 @@
+"""What each token counts in a block: how far the predictions move with what the block gives there.
+
+A classifier that reads one token (`[CLS]`) needs nothing else of its last block, and little of some tokens before it.
+Errors of a block are therefore weighted by the squared derivative of the logits with respect to its output at a token:
+the diagonal of the Gauss-Newton matrix (Schraudolph 2002, https://doi.org/10.1162/08997660260028683), of one
+projection of the logits (which for two classes is all of it), averaged over the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..measurement import device_of, evaluating, frozen
+from .blocks import moved
+
+
+if TYPE_CHECKING:
+    from ..registry import Batch
+
+FLOOR = 0.1  # the least that a token counts, as a share of the mean
+
+
+def token_weights(model: nn.Module, blocks: Sequence[str], batch: Batch) -> dict[str, Tensor]:
+    """By block, what its output counts at every token, `(examples, length)`: 1 in the mean, 0 at padding.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): run in eval mode and left as it was.
+        blocks (`Sequence[str]`): names of its blocks, see [`chain`].
+        batch (`Batch`): inputs; labels are not needed.
+
+    Returns:
+        `dict[str, torch.Tensor]`: empty where blocks do not give tokens (`(examples, length, features)`), or where the
+        model gives no logits.
+    """
+    mask = batch.get("attention_mask")
+    mask = mask if mask is None or mask.ndim == 2 else None
+    outputs: dict[str, Tensor] = {}
+
+    def start(module: nn.Module, args: tuple) -> tuple:
+        return (args[0].detach().requires_grad_(True), *args[1:])
+
+    def keeper(name: str):
+        def keep(module: nn.Module, args: tuple, output: Any) -> None:
+            outputs[name] = output[0] if isinstance(output, tuple) else output
+            if outputs[name].dim() != 3:
+                raise _NoTokens
+
+        return keep
+
+    handles = [model.get_submodule(blocks[0]).register_forward_pre_hook(start)]
+    handles += [model.get_submodule(name).register_forward_hook(keeper(name)) for name in blocks]
+    try:
+        with evaluating(model), frozen(model), torch.enable_grad():
+            logits = getattr(model(**moved(dict(batch), device_of(model))), "logits", None)
+            if logits is None:
+                return {}
+            moves = (logits * _direction(logits.shape[-1]).to(logits)).sum()
+            gradients = torch.autograd.grad(moves, list(outputs.values()), allow_unused=True)
+    except _NoTokens:
+        return {}
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {}
+    for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
+        counts = torch.ones(output.shape[:2]) if mask is None else mask.float().cpu()
+        energy = counts if gradient is None else gradient.float().square().sum(-1).cpu() * counts
+        mean = energy.sum(1, keepdim=True) / counts.sum(1, keepdim=True)
+        share = torch.where(mean > 0, energy / mean, counts)
+        found[name] = counts * FLOOR + (1 - FLOOR) * share
+    return found
+
+
+class _NoTokens(Exception):
+    """Ends a forward whose blocks give something else."""
+
+
+def _direction(classes: int) -> Tensor:
+    """A direction in the logits, of length 1; shifting all of them changes no prediction, so they sum up to zero."""
+    if classes == 1:
+        return torch.ones(1)
+    direction = torch.randn(classes, generator=torch.Generator().manual_seed(0))
+    direction -= direction.mean()
+    return direction / direction.norm()

@@ -22,8 +22,8 @@ def main() -> int:
     parser.add_argument("place", type=Path, help="where its folder goes; one of the same name is replaced")
     options = parser.parse_args()
     source = options.study.resolve()
-    folder = options.place.resolve() / source.name
-    if folder == source:
+    folder = options.place / source.name
+    if folder.resolve() == source:
         parser.error(f"{options.study} lies in {options.place} already; give the folder that the study was run in.")
     study = read_json(source / "study.json")
     made = folder.with_name(f".{folder.name}.new")

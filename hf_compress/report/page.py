@@ -16,6 +16,7 @@ from .effort import Effort, efforts, machine_seconds
 from .page_facts import counted, settings, steps_of, warnings_of
 from .page_tables import chief_boards, frontier_sheet, recipes_sheet, stages_sheet
 from .page_words import PAGE_WORDS
+from .process import folder_label
 from .runs import RunRecord
 from .tables import MISSING, OPERATIONS
 from .tradeoffs import Entry, common_start, entries
@@ -74,9 +75,15 @@ def report_page(
         "base-uri 'none'; form-action 'none'",
         style=Markup(style),  # noqa: S704  these two are the package's own files
         script=Markup(script),  # noqa: S704
-        problems={folder: reason.removeprefix(f"{folder}: ") for folder, reason in problems.items()},
+        problems=[_problem(folder, reason) for folder, reason in problems.items()],
         **_content(records, problems, Path(plots_folder), words),
     )
+
+
+def _problem(folder: str, reason: str) -> tuple[str, str]:
+    """A run's name and what is wrong with it, without the way to its folder."""
+    label = folder_label(Path(folder))
+    return label, reason.removeprefix(f"{folder}: ").replace(folder, label)
 
 
 def _content(records: Sequence[RunRecord], problems: Mapping, plots_folder: Path, words: dict[str, str]) -> dict:

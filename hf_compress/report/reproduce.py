@@ -14,6 +14,7 @@ from ..errors import CompressionError
 from ..storage import read_json
 from .effort import studies_above
 from .runs import RunRecord, recipes
+from .unfinished import study_rows
 
 
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # hundreds of recipes take seconds without libyaml
@@ -82,8 +83,9 @@ def _recipe(name: str, members: Sequence[RunRecord]) -> Reproduction:
 def _seeds(folder: Path, variants: dict[str, list[RunRecord]]) -> dict[str, list[int]]:
     """By variant, the seeds that the study gave it, runs that failed among them."""
     found = {name: {record.results.get("seed", 0) for record in members} for name, members in variants.items()}
-    for run in read_json(folder / "study.json")["runs"]:
-        found.get(run["variant"], set()).add(run["seed"])
+    for run in study_rows(folder):
+        if run.get("variant") in found and isinstance(run.get("seed"), int):
+            found[run["variant"]].add(run["seed"])
     return {name: sorted(seeds) for name, seeds in found.items()}
 
 

@@ -16,24 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import hf_compress as hc
 from hf_compress.measurement import configure_threads
 from hf_compress.measurement.accuracy import predict
 from hf_compress.models.load import load_teacher
-from hf_compress.pruning.sensitivity import TEMPERATURE
+from hf_compress.pruning.sensitivity import divergence
 from hf_compress.recipe import load_recipe
 from hf_compress.stages import step_serving
 from hf_compress.training import Context, apply_method
-
-
-def divergence(logits: np.ndarray, dense: np.ndarray) -> float:
-    """The mean over examples; of a regression, the mean squared difference."""
-    if dense.shape[-1] == 1:
-        return float(np.square(logits - dense).mean())
-    now, then = (F.log_softmax(torch.from_numpy(each) / TEMPERATURE, -1) for each in (logits, dense))
-    return float(F.kl_div(now, then, reduction="batchmean", log_target=True))
 
 
 def main() -> None:
@@ -55,7 +46,8 @@ def main() -> None:
 
     def show(step: str, logits: np.ndarray, **facts) -> None:
         metrics = {name: round(float(value), 4) for name, value in data.compute_metrics(logits, labels).items()}
-        print(json.dumps({"step": step, **metrics, "divergence": divergence(logits, expected), **facts}), flush=True)
+        metrics["divergence"] = divergence(torch.from_numpy(logits), torch.from_numpy(expected))
+        print(json.dumps({"step": step, **metrics, **facts}), flush=True)
 
     show("dense", expected)
     baseline_cost = None

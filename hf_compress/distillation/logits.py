@@ -21,8 +21,8 @@ class DistillOptions:
             same task.
         temperature (`float`, *optional*, defaults to 4.0): softens both distributions; above 0.
         alpha (`float`, *optional*, defaults to 0.9): the weight of the teacher, from 0 to 1; 1 needs no labels.
-        teacher_runtime (`str`, *optional*, defaults to `"torch"`): what the teacher runs in; `"openvino"` is faster on
-            a CPU.
+        teacher_runtime (`str`, *optional*, defaults to `"torch"`): what the teacher runs in; `"openvino"` is for
+            trainings on a CPU and needs the extra of that name.
     """
 
     teacher: str = "baseline"

@@ -34,9 +34,8 @@ class DistillationTerm:
         temperature (`float`, *optional*, defaults to 4.0): T, above 0.
         alpha (`float`, *optional*, defaults to 0.9): the weight of the teacher, from 0 to 1; 1 needs no labels.
         name (`str`, *optional*): the teacher's name, for messages.
-        runtime (`str`, *optional*, defaults to `"torch"`): what the teacher runs in. In `"openvino"`, which needs the
-            extra of that name and a training on the CPU, a ResNet takes a fraction of the time; it computes in bf16
-            where the training does.
+        runtime (`str`, *optional*, defaults to `"torch"`): what the teacher runs in. `"openvino"` needs the extra of
+            that name and a training on the CPU, and computes in bf16 where the training does.
 
     Raises:
         `CompressionError`: if the teacher does not fit the student, or a value is out of its range.

@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 TEMPERATURE = 2.0
 
 
+def divergence(now: Tensor, then: Tensor) -> float:
+    """The mean divergence of logits `(examples, classes)` from others: KL of the softened classes, or, where there is
+    one logit, the squared error."""
+    if now.shape[-1] == 1:
+        return float((now - then).square().mean())
+    now, then = (F.log_softmax(logits / TEMPERATURE, -1) for logits in (now, then))
+    return float(F.kl_div(now, then, reduction="batchmean", log_target=True))
+
+
 class Reference:
     """The predictions of a model, and how far those of others are from them.
 
@@ -71,14 +80,10 @@ class Reference:
         self._start, self._entering = (blocks[: blocks.index(block)], block), found
 
     def divergence(self, model: nn.Module) -> float:
-        """The mean divergence of an example: KL of the softened classes, or the squared error of a regression."""
+        """How far the predictions of `model` are from those kept, see [`divergence`]."""
         total = 0.0
         for now, then in zip(self._predictions(model), self.logits, strict=True):
-            if now.shape[-1] == 1:
-                total += float((now - then).square().sum())
-                continue
-            now, then = (F.log_softmax(logits / TEMPERATURE, -1) for logits in (now, then))
-            total += float(F.kl_div(now, then, reduction="sum", log_target=True))
+            total += divergence(now, then) * len(then)
         return total / sum(map(len, self.logits))
 
     def _predictions(self, model: nn.Module) -> Iterator[Tensor]:

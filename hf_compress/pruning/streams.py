@@ -69,8 +69,8 @@ class Streams:
         """Run a block of one version on all examples and keep what it gives, and what it reads or gives inside.
 
         Args:
-            block (`str`): of the first one, or the one after the last that was kept.
-            version (`str`): whose.
+            block (`str`): its name; of the first one, or the one after the last that was kept.
+            version (`str`): the version that is run.
             places (`Collection[tuple[str, str]]`, *optional*): a module's name, and `"reads"` or `"gives"`.
         """
         seen: dict[Place, Tensor] = {}

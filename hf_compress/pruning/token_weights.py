@@ -3,7 +3,8 @@
 A classifier that reads one token (`[CLS]`) needs nothing else of its last block, and little of some tokens before it.
 Errors of a block are therefore weighted by the squared derivative of the logits with respect to its output at a token:
 the diagonal of the Gauss-Newton matrix (Schraudolph 2002, https://doi.org/10.1162/08997660260028683), of one
-projection of the logits (which for two classes is all of it), averaged over the features.
+projection of the logits (which for two classes is all of it). Every example has the same weight in all: few that the
+model is not sure of would take most of it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ FLOOR = 0.1  # the least that a token counts, as a share of the mean
 
 
 def token_weights(model: nn.Module, blocks: Sequence[str], batch: Batch) -> dict[str, Tensor]:
-    """By block, what its output counts at every token, `(examples, length)`: 1 in the mean, 0 at padding.
+    """By block, what its output counts at every token, `(examples, length)`: 1 in the mean of each example, 0 at
+    padding.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): run in eval mode and left as it was.

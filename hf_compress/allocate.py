@@ -7,6 +7,7 @@ searched exactly.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .errors import CompressionError, TargetError
 # partial selections kept side by side; beyond it the search drops those the bound likes least and stays near-optimal
 FRONTIER = 10_000
 ROUNDS = 50
+REACH, EXCHANGES = 4, 50  # steps of a unit, and pairs of units, that are tried where costs multiply
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ class _Relinearized:
         if total_cost(actual) > self.budget:
             raise _below_floor(units, self.budget, total_cost(actual))
         least_loss = total_loss(actual)
-        missed, seen = 0.0, set()
+        missed, seen, additive = 0.0, set(), True
         for _ in range(ROUNDS):
             least = math.fsum(choices[_cheapest(choices)].cost for choices in units.values())
             chosen = _Problem(units, max(self.budget - missed, least)).solve()
@@ -262,7 +264,14 @@ class _Relinearized:
                 break
             seen.add(key)
             missed = max(0.0, total_cost(actual) - total_cost(chosen))
-        return self._improved(best)
+            additive &= math.isclose(total_cost(actual), total_cost(chosen), rel_tol=1e-9)
+        best, selection = self._improved(best)
+        while not additive:  # the search above is exact for costs that add up
+            exchanged = self._exchanged(best)
+            if exchanged is None:
+                break
+            best, selection = self._improved(exchanged)
+        return selection
 
     def _around(self, units: Units, positions: Mapping[str, int]) -> tuple[Units, Selection]:
         """The units with costs linear around the choices at `positions`, and those choices with their new costs."""
@@ -274,7 +283,27 @@ class _Relinearized:
         _check(renewed, self.budget)
         return renewed, {name: renewed[name][position] for name, position in positions.items()}
 
-    def _improved(self, positions: Mapping[str, int]) -> Selection:
+    def _exchanged(self, positions: Mapping[str, int]) -> dict[str, int] | None:
+        """One unit a few steps up and another one down, so that less is lost and the true cost fits; the best such."""
+        units, selection = self._around(self.first, positions)
+        moves: list[tuple[float, str, int]] = []  # what is lost more, or less, and where to
+        for name, choices in units.items():
+            changes = [(choice.loss - selection[name].loss, position) for position, choice in enumerate(choices)]
+            for side in (1, -1):
+                nearest = sorted((abs(change), change, position) for change, position in changes if change * side > 0)
+                moves += [(change, name, position) for _, change, position in nearest[:REACH]]
+        pairs = sorted(
+            (up[0] + down[0], up[1:], down[1:])
+            for up, down in itertools.product(moves, moves)
+            if up[0] < 0 < down[0] and up[1] != down[1] and up[0] + down[0] < 0
+        )
+        for _, up, down in pairs[:EXCHANGES]:
+            trial = {**positions, up[0]: up[1], down[0]: down[1]}
+            if total_cost(self._around(units, trial)[1]) <= self.budget:
+                return trial
+        return None
+
+    def _improved(self, positions: Mapping[str, int]) -> tuple[dict[str, int], Selection]:
         """Take single steps up, the greatest saving first, for as long as one fits in true cost."""
         units, selection = self._around(self.first, positions)
         while True:
@@ -292,7 +321,7 @@ class _Relinearized:
                     units, selection, positions = renewed, actual, trial
                     break
             else:
-                return selection
+                return dict(positions), selection
 
 
 def _cheapest(choices: Sequence[Choice]) -> int:

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_compress.allocate import Choice, allocate, total_cost, total_loss
@@ -138,6 +138,7 @@ def chain_cost(w, cost):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.floats(0.1, 5), min_size=4, max_size=4), min_size=2, max_size=4), st.floats(0.05, 1.0))
+@example([[1.0, 1.0, 1.0, 4.25], [1.0, 1.0, 2.0, 4.0], [1.0, 1.0, 1.0, 1.0]], 0.16015625)  # one up for one down
 def test_costs_that_multiply_between_neighbours(importance, fraction):
     units = {}
     for index, values in enumerate(importance):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ..errors import RecipeError, UnsupportedModelError
 from ..measurement.moments import Moments, input_moments
 from ..registry import StepContext, nearest, register_method
-from .blocks import chain
+from .blocks import chain, check_chain
 from .channels import refresh_timm
 from .costs import CostModel
 from .elimination import Order, Reader, eliminate
-from .gradients import sensitivity
+from .gradients import MicroBatches, sensitivity
 from .inventory import find_units
 from .iteration import check_reach
 from .latency_costs import inner_groups, measure_latency_costs
@@ -98,14 +98,19 @@ def prune_fisher(model: nn.Module, options: FisherOptions, context: StepContext)
     costs, budget = _costs(model, groups, context)
     lowest = lowest_cost(groups, costs, options.round_to)
     check_reach(context.target, budget, costs.now, lowest, budget / context.target.fraction)
+    if options.repair:  # what cannot be repaired is refused before anything takes long
+        check_chain(model, next(iter(context.calibration(1))))
     readers = partial(pruned_readers, model, groups=groups)
     sizes = {group.name: group.size for group in groups}
     left = dict.fromkeys(sizes, 0)
-    with repairing(model, readers, options, context) if options.repair else nullcontext() as repair:
+    with ExitStack() as stack:
+        repair = None
         for ahead in range(options.passes, 0, -1):
             orders = _orders(model, groups, options, context)
             aim = costs.now * (budget / costs.now) ** (1 / ahead)
             selection = _selection(model, groups, orders, costs, aim, ahead == 1, options, context)
+            if options.repair and repair is None:  # it keeps the dense model: not yet while scores need their memory
+                repair = stack.enter_context(repairing(model, readers, options, context))
             kept = widths(selection)
             groups = shrink(model, groups, selection)
             if hasattr(model, "timm_model"):
@@ -184,10 +189,11 @@ def _weigher(model: nn.Module, layers: Iterable[str]) -> Callable[[Batch], dict[
         blocks = chain(model)
     except UnsupportedModelError:  # no blocks that repeat, so no tokens either
         blocks = []
+    parts = MicroBatches(model)
     homes = {layer: block for layer in layers for block in blocks if layer.startswith(f"{block}.")}
 
     def weigh(batch: Batch) -> dict[str, Tensor]:
-        weights = token_weights(model, blocks, batch) if blocks else {}
+        weights = token_weights(model, blocks, batch, parts) if blocks else {}
         return {layer: weights[block] for layer, block in homes.items() if block in weights}
 
     return weigh

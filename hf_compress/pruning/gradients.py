@@ -9,7 +9,8 @@ pass gives the derivatives with respect to each output of the layers that read t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,51 @@ from .units import Slice, UnitGroup
 
 if TYPE_CHECKING:
     from ..registry import Batch, StepContext
+
+
+ROOM = 2**28  # bytes that autograd may hold for one backward pass
+
+
+class MicroBatches:
+    """Cuts batches into parts whose backward pass has room; the first example ever, on its own, tells how large.
+
+    Args:
+        model (`nn.Module`): its weights do not count, they are there anyway.
+        room (`int`, *optional*, defaults to 256 MiB): bytes that autograd may hold for a part. One example at a time
+            is the least.
+    """
+
+    def __init__(self, model: nn.Module, room: int = ROOM):
+        self._weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self._room = room
+        self._held = 0.0  # bytes for each element of the inputs; 0 as long as it is not known
+
+    def of(self, batch: Batch) -> Iterator[Batch]:
+        """The parts of `batch`, in order; each one's graph is to be built within [`watched`]."""
+        elements = sum(value[0].numel() for value in batch.values())
+        start, examples = 0, len(next(iter(batch.values())))
+        while start < examples:
+            end = start + (max(1, int(self._room / (self._held * elements))) if self._held else 1)
+            yield {name: value[start:end] for name, value in batch.items()}
+            start = end
+
+    @contextmanager
+    def watched(self, part: Batch) -> Iterator[None]:
+        """Count what autograd keeps of `part`, if it is not known how much that is."""
+        if self._held:
+            yield
+            return
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()  # the tensor itself would hold on to its graph
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            yield
+        self._held = max(1, sum(kept.values())) / sum(value.numel() for value in part.values())
 
 
 @dataclass
@@ -51,12 +97,14 @@ def sensitivity(
     """
     watcher = _Watcher(groups)
     handles = watcher.attach(model)
+    parts = MicroBatches(model)
     try:
         with evaluating(model), frozen(model), torch.enable_grad():
-            for batch in batches:
-                watcher.begin(batch)
-                # examples do not mix in eval mode: times their number, the mean's gradient is that of each loss
-                loss = context.loss(model, batch) * watcher.examples
+            for part in (part for batch in batches for part in parts.of(batch)):
+                watcher.begin(part)
+                with parts.watched(part):
+                    # examples do not mix in eval mode: times their number, the mean's gradient is that of each loss
+                    loss = context.loss(model, part) * watcher.examples
                 loss.backward()
                 watcher.end()
     finally:

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..measurement import device_of, evaluating
 from .blocks import chain, check_chain, entering, moved
+from .gradients import MicroBatches
 from .token_weights import token_weights
 
 
@@ -52,6 +53,7 @@ class Streams:
         self.models = dict(models)
         self.blocks = chain(next(iter(self.models.values())))
         self._files: list[Path] = []
+        parts = None if judge is None else MicroBatches(self.models[judge])
         for index, batch in enumerate(batches):
             inputs = {name: value for name, value in batch.items() if name != "labels"}
             if not index:
@@ -59,7 +61,7 @@ class Streams:
                     check_chain(model, inputs)
             mask = inputs.get("attention_mask")
             tokens = mask.float() if mask is not None and mask.ndim == 2 else None
-            weights = {} if judge is None else token_weights(self.models[judge], self.blocks, inputs)
+            weights = {} if judge is None else token_weights(self.models[judge], self.blocks, inputs, parts)
             held = {"weights": {name: weights.get(name, tokens) for name in self.blocks}}
             held |= {name: entering(model, self.blocks[0], inputs) for name, model in self.models.items()}
             self._files.append(folder / f"{index:05d}.pt")

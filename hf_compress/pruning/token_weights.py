@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..measurement import device_of, evaluating, frozen
 from .blocks import moved
+from .gradients import MicroBatches
 
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 FLOOR = 0.1  # the least that a token counts, as a share of the mean
 
 
-def token_weights(model: nn.Module, blocks: Sequence[str], batch: Batch) -> dict[str, Tensor]:
+def token_weights(
+    model: nn.Module, blocks: Sequence[str], batch: Batch, parts: MicroBatches | None = None
+) -> dict[str, Tensor]:
     """By block, what its output counts at every token, `(examples, length)`: 1 in the mean of each example, 0 at
     padding.
 
@@ -33,11 +36,22 @@ def token_weights(model: nn.Module, blocks: Sequence[str], batch: Batch) -> dict
         model ([`~transformers.PreTrainedModel`]): run in eval mode and left as it was.
         blocks (`Sequence[str]`): names of its blocks, see [`chain`].
         batch (`Batch`): inputs; labels are not needed.
+        parts ([`MicroBatches`], *optional*): of this model, if many batches are to come.
 
     Returns:
         `dict[str, torch.Tensor]`: empty where blocks do not give tokens (`(examples, length, features)`), or where the
         model gives no logits.
     """
+    parts = parts or MicroBatches(model)
+    found = []
+    for part in parts.of(batch):
+        found.append(_weights(model, blocks, part, parts))
+        if not found[0]:
+            return {}
+    return {name: torch.cat([weights[name] for weights in found]) for name in found[0]}
+
+
+def _weights(model: nn.Module, blocks: Sequence[str], batch: Batch, parts: MicroBatches) -> dict[str, Tensor]:
     mask = batch.get("attention_mask")
     mask = mask if mask is None or mask.ndim == 2 else None
     outputs: dict[str, Tensor] = {}
@@ -57,7 +71,8 @@ def token_weights(model: nn.Module, blocks: Sequence[str], batch: Batch) -> dict
     handles += [model.get_submodule(name).register_forward_hook(keeper(name)) for name in blocks]
     try:
         with evaluating(model), frozen(model), torch.enable_grad():
-            logits = getattr(model(**moved(dict(batch), device_of(model))), "logits", None)
+            with parts.watched(batch):
+                logits = getattr(model(**moved(dict(batch), device_of(model))), "logits", None)
             if logits is None:
                 return {}
             moves = (logits * _direction(logits.shape[-1]).to(logits)).sum()

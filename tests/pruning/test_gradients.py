@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from hf_compress.errors import CompressionError
-from hf_compress.pruning import find_units, masked
-from hf_compress.pruning.gradients import sensitivity
+from hf_compress.pruning import find_units, gradients, masked
+from hf_compress.pruning.blocks import chain
+from hf_compress.pruning.gradients import MicroBatches, sensitivity
+from hf_compress.pruning.token_weights import token_weights
 from hf_compress.training import Context
 
 from .cases import ALL, inputs_for, make
@@ -53,3 +57,34 @@ def test_gradients_that_are_not_numbers_and_missing_labels_are_refused():
     model.classifier.weight.data[0, 0] = float("nan")
     with pytest.raises(CompressionError, match="not finite"):
         sensitivity(model, groups, [labelled(model)], Context())
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_an_example_at_a_time_gives_the_same(case, monkeypatch):
+    model = make(case)
+    batch, groups = labelled(model), find_units(model).groups
+    whole = sensitivity(model, groups, [batch], Context())
+    monkeypatch.setattr(gradients, "MicroBatches", partial(MicroBatches, room=1))
+    single = sensitivity(model, groups, [batch], Context())
+    for kind in ("units", "slopes", "outputs"):
+        for name, values in getattr(whole, kind).items():
+            torch.testing.assert_close(getattr(single, kind)[name], values, rtol=1e-3, atol=1e-5 * float(values.max()))
+    if case == "bert":
+        blocks = chain(model)
+        for name, weights in token_weights(model, blocks, batch, MicroBatches(model, room=1)).items():
+            torch.testing.assert_close(weights, token_weights(model, blocks, batch)[name], rtol=1e-3, atol=1e-5)
+
+
+def test_parts_of_a_batch_leave_no_more_to_autograd_than_there_is_room_for():
+    layer = torch.nn.Linear(8, 1000)
+    parts, sizes = MicroBatches(layer, room=12_000), []
+    for batch in ({"x": torch.randn(7, 8)}, {"x": torch.randn(4, 8)}):
+        seen = []
+        for part in parts.of(batch):
+            with parts.watched(part):
+                loss = layer(part["x"]).exp().sum()  # its outputs, 4 bytes each
+            loss.backward()
+            sizes.append(len(part["x"]))
+            seen.append(part["x"])
+        assert torch.equal(torch.cat(seen), batch["x"])
+    assert sizes == [1, 2, 2, 2, 2, 2]

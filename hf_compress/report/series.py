@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +63,16 @@ def curves(found: Sequence[Entry], ratio: str) -> dict[tuple[str, str], list[tup
         techniques = [stage["technique"] for stage in stages if stage["technique"] in COMPRESSING]
         if len(techniques) == 1 and techniques[0] != "quantize":
             drawn.setdefault((entry.last.task, entry.dense, _method(stages), _but_target(entry)), []).append(entry)
+    alike: dict[tuple[str, str], list[set[str]]] = {}
+    for task, _, method, recipe in drawn:
+        alike.setdefault((task, method), []).append(_facts(recipe))
     result: dict[tuple[str, str], list[tuple[float, Figure]]] = {}
-    for (task, _, method, _), members in drawn.items():
+    for (task, _, method, recipe), members in drawn.items():
         places = [(known(member.last.figures.get(ratio)), member.figure(main_value)) for member in members]
         curve = [(place.mean, metric) for place, metric in places if place and metric]
-        name = method
-        while (task, name) in result:  # other training, or another dense model
+        own = sorted(_facts(recipe) - set.intersection(*alike[task, method]))
+        name = f"{method} ({', '.join(own)})" if own else method
+        while (task, name) in result:  # another dense model
             name += "′"
         if curve:
             dense = known(members[0].rows[0].figures.get("metric")) if members[0].dense else None
@@ -83,6 +87,19 @@ def _method(stages: list[dict]) -> str:
         if stage["technique"] != "none"
     ]
     return " → ".join(names)
+
+
+def _facts(recipe: str) -> set[str]:
+    """What [`_but_target`] tells, an option at a time: "repair: false"."""
+
+    def leaves(value: Any, name: str) -> Iterator[str]:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(item, dict | list):
+                yield from leaves(item, str(key))
+            else:
+                yield f"{key if isinstance(value, dict) else name}: {json.dumps(item)}"
+
+    return set(leaves(json.loads(recipe), ""))
 
 
 def _but_target(entry: Entry) -> str:

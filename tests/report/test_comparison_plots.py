@@ -126,6 +126,16 @@ def test_series(records):
     assert all(points[-1][0] == 1 and len(points) == 3 for points in drawn_curves.values())
 
 
+def test_curves_of_one_method_are_told_apart_by_their_options(tmp_path):
+    for index, options in enumerate([{}, {"repair": True, "refine": 6}, {"repair": True, "refine": 2}]):
+        results = run(f"run{index}", 0, ("prune",), 0.5)
+        results["recipe"]["steps"][0]["prune"].update(options)
+        write(tmp_path / str(index), results)
+    names = {name for _, name in curves(entries(read(tmp_path)), "params_ratio")}
+    told = {"prune magnitude", "prune magnitude (refine: 6, repair: true)", "prune magnitude (refine: 2, repair: true)"}
+    assert names == told
+
+
 def test_recipes_that_share_a_stage_are_drawn_once(records):
     found = entries(records)
     assert [len(group) for group, _ in merged((entry, {"same": 1}) for entry in found)] == [len(found)]

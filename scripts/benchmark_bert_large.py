@@ -40,7 +40,8 @@ def factorize(model, data):
 
 def prune(model, data):
     # on random weights one score is as good as another: those that need no inverse of 4096 x 4096 matrices
-    options = {"score": "masks", "score_samples": 256, "probe_samples": 16, "samples": 256, "refine": 0}
+    scores = {"score": "masks", "score_samples": 256, "probes": (0.5,), "probe_samples": 8}
+    options = {**scores, "samples": 256, "refine": 0}
     return hc.prune(model, method="fisher", target={"macs": 0.5, "scope": "encoder"}, data=data, **options)
 
 

@@ -21,7 +21,7 @@ from .profile import module_seconds
 from .runtimes import arithmetic, openvino_callable, openvino_config, openvino_model, stored_bytes, torch_callable
 from .serving import Serving
 from .size import folder_size, parameter_bytes
-from .states import device_of, evaluating, frozen
+from .states import device_of, evaluating, frozen, twin, unshare
 from .verb import Measurement, measure
 
 
@@ -66,5 +66,7 @@ __all__ = [
     "timing_lock",
     "to_openvino",
     "torch_callable",
+    "twin",
+    "unshare",
     "without_statistics",
 ]

@@ -45,6 +45,16 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared).eval()
 
 
+def unshare(model: nn.Module, other: nn.Module) -> None:
+    """Give `model` its own parameters and buffers in place of those that are `other`'s too, see [`twin`]; what is tied
+    within it stays so."""
+    theirs = {id(tensor) for tensor in (*other.parameters(), *other.buffers())}
+    copies: dict = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            tensors.update({n: copy.deepcopy(t, copies) for n, t in tensors.items() if id(t) in theirs})
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter; the CPU where there is none (an exported model)."""
     if isinstance(model, nn.Module):

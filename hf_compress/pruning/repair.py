@@ -13,7 +13,6 @@ fitted too.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..measurement import device_of, evaluating, has_fast_bf16
+from ..measurement import device_of, evaluating, has_fast_bf16, twin, unshare
 from ..measurement.moments import input_rows
 from ..structure import Constant
 from .blocks import check_chain
@@ -55,11 +54,12 @@ def repairing(
         [`UnsupportedModelError`]: on entering, if the blocks do not form a chain.
     """
     check_chain(model, next(iter(context.calibration(1))))
-    dense = copy.deepcopy(model)
+    dense = twin(model)  # what is cut is replaced, so that no memory is needed for all of it twice
     figures = {name: getattr(options, name) for name in ("samples", "ridge", "refine")}
     with following_rows(model) as rows:
 
         def now() -> None:
+            unshare(dense, model)  # from here on weights are changed in place
             left = repair(model, dense, layers(dense), context, rows=rows(), **figures)
             context.note(repair={name: round(error, 4) for name, error in left.items()})
 

@@ -34,7 +34,7 @@ CONVOLUTIONAL = {
     "num_train_epochs": 10,
 }
 TRANSFORMER = {
-    "optim": "adamw_torch",
+    "optim": "adamw_torch_fused",
     "learning_rate": 5e-5,
     "weight_decay": 0.01,
     "lr_scheduler_type": "linear",

@@ -15,7 +15,7 @@ def test_defaults_follow_the_kind_of_model(tmp_path):
     image = build_arguments(default_training(tiny_image_model()), tmp_path, seed=3)
     text = build_arguments(default_training(tiny_text_model()), tmp_path, seed=3)
     assert (image.optim, image.weight_decay, image.per_device_train_batch_size) == ("sgd", 5e-4, 128)
-    assert (text.optim, text.learning_rate, text.lr_scheduler_type) == ("adamw_torch", 5e-5, "linear")
+    assert (text.optim, text.learning_rate, text.lr_scheduler_type) == ("adamw_torch_fused", 5e-5, "linear")
     assert image.seed == image.data_seed == text.seed == 3
 
 

@@ -132,7 +132,11 @@ def test_curves_of_one_method_are_told_apart_by_their_options(tmp_path):
         results["recipe"]["steps"][0]["prune"].update(options)
         write(tmp_path / str(index), results)
     names = {name for _, name in curves(entries(read(tmp_path)), "params_ratio")}
-    told = {"prune magnitude", "prune magnitude (refine: 6, repair: true)", "prune magnitude (refine: 2, repair: true)"}
+    told = {
+        "prune magnitude",
+        "prune magnitude (refine: 6, repair: true)",
+        "prune magnitude (refine: 2, repair: true)",
+    }
     assert names == told
 
 

@@ -23,22 +23,27 @@ class DistillOptions:
         alpha (`float`, *optional*, defaults to 0.9): the weight of the teacher, from 0 to 1; 1 needs no labels.
         teacher_runtime (`str`, *optional*, defaults to `"torch"`): what the teacher runs in; `"openvino"` is for
             trainings on a CPU and needs the extra of that name.
+        hidden (`float`, *optional*, defaults to 0): the weight of the distance of the layers' hidden states from the
+            teacher's, which has to be of the same width; see [`~distillation.losses.hidden_loss`].
     """
 
     teacher: str = "baseline"
     temperature: float = 4.0
     alpha: float = 0.9
     teacher_runtime: Literal["torch", "openvino"] = "torch"
+    hidden: float = 0.0
 
     def __post_init__(self):
         if not self.teacher:
             raise CompressionError("teacher: got an empty text; give 'baseline', or a name or path of a model.")
-        check_ranges(self.temperature, self.alpha, self.teacher_runtime)
+        check_ranges(self.temperature, self.alpha, self.teacher_runtime, self.hidden)
 
     def term(self, model: nn.Module, context) -> DistillationTerm:
         """The loss term for the student `model`; loads the teacher."""
         teacher = context.teacher(self.teacher)
-        return DistillationTerm(model, teacher, self.temperature, self.alpha, self.teacher, self.teacher_runtime)
+        return DistillationTerm(
+            model, teacher, self.temperature, self.alpha, self.teacher, self.teacher_runtime, self.hidden
+        )
 
 
 @register_method(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
+
+from ..errors import CompressionError
 
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -27,6 +31,43 @@ def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature:
 def regression_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Mean squared distance of the student's scores from the teacher's, a scalar in float32."""
     return functional.mse_loss(student.float(), teacher.detach().float())
+
+
+def hidden_loss(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The squared error of hidden states as a share of the teacher's energy, the mean over layers: 0 where they are
+    the same, about 1 where the student gives nothing (layer-wise distillation, as in Jiao et al., 2020,
+    arXiv:1909.10351).
+
+    The last states are left out: the logits speak for them, and a classifier may read one token of theirs. A student
+    of fewer layers is compared with the teacher's at the same share of the depth.
+
+    Args:
+        student (`Sequence[torch.Tensor]`), teacher (`Sequence[torch.Tensor]`): before the first layer and after each,
+            `(batch, length, features)` or `(batch, channels, height, width)`; no gradient reaches the teacher's.
+        mask (`torch.Tensor` of shape `(batch, length)`, *optional*): 0 at tokens that do not count.
+
+    Returns:
+        `torch.Tensor`: a scalar in float32.
+
+    Raises:
+        `CompressionError`: if there is no layer before the last one, or features differ in number.
+    """
+    layers, depth = len(student) - 1, len(teacher) - 1
+    if min(layers, depth) < 2:
+        raise CompressionError(f"hidden: got networks of {layers} and {depth} layers; it needs two or more of each.")
+    shares = []
+    for index in range(1, layers):
+        ours, theirs = student[index].float(), teacher[round(index * depth / layers)].detach().float()
+        if ours.shape != theirs.shape:
+            raise CompressionError(
+                f"hidden: the states of layer {index} have the shape {tuple(ours.shape)}, and those of the teacher "
+                f"{tuple(theirs.shape)}; leave hidden out, or give a teacher of the same width."
+            )
+        weights = 1.0 if mask is None or ours.dim() != 3 else mask.to(ours)[..., None]
+        shares.append((weights * (ours - theirs).square()).sum() / (weights * theirs.square()).sum())
+    return torch.stack(shares).mean()
 
 
 def mix(label_loss: torch.Tensor | None, teacher_loss: torch.Tensor, alpha: float) -> torch.Tensor:

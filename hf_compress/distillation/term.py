@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from ..measurement.runtimes import OpenVinoCallable, openvino_callable
 from ..registry import nearest
 from ..training import prefer_channels_last
 from .compatibility import accepted_inputs, check_teacher, is_regression, renormalization
-from .losses import distillation_loss, mix, regression_loss
+from .losses import distillation_loss, hidden_loss, mix, regression_loss
 
 
 RUNTIMES = ("torch", "openvino")
 
 
 class DistillationTerm:
-    """Mixes the teacher's logits into the loss: `(1 - alpha) · CE + alpha · T² · KL`.
+    """Mixes the teacher's logits into the loss, `(1 - alpha) · CE + alpha · T² · KL`, and if asked for adds how far
+    the hidden states of the layers are from the teacher's, see [`hidden_loss`].
 
     For a regression both parts are mean squared errors and the temperature plays no role. The teacher stays outside
     the student, so it is in no optimizer, no checkpoint and no wrapper for several processes; it is in eval mode, is
@@ -36,6 +38,10 @@ class DistillationTerm:
         name (`str`, *optional*): the teacher's name, for messages.
         runtime (`str`, *optional*, defaults to `"torch"`): what the teacher runs in. `"openvino"` needs the extra of
             that name and a training on the CPU, and computes in bf16 where the training does.
+        hidden (`float`, *optional*, defaults to 0): the weight of the hidden states; the teacher runs in torch then.
+
+    Attributes:
+        needs_hidden_states (`bool`): whether trainers have to ask the student for them.
 
     Raises:
         `CompressionError`: if the teacher does not fit the student, or a value is out of its range.
@@ -49,12 +55,15 @@ class DistillationTerm:
         alpha: float = 0.9,
         name: str | None = None,
         runtime: str = "torch",
+        hidden: float = 0.0,
     ):
-        check_ranges(temperature, alpha, runtime)
+        check_ranges(temperature, alpha, runtime, hidden)
         check_teacher(student, teacher)
         self.teacher = teacher.eval()
         self.temperature = temperature
         self.alpha = alpha
+        self.hidden = hidden
+        self.needs_hidden_states = hidden > 0
         self.name = name or type(teacher).__name__
         self.runtime = runtime
         self._compiled: OpenVinoCallable | None = None
@@ -73,17 +82,24 @@ class DistillationTerm:
                 f"alpha: got {self.alpha:g}, which leaves {1 - self.alpha:.2g} to the labels, and the data has none; "
                 "give alpha 1, or data with labels."
             )
-        if self.alpha == 0.0:
+        if self.alpha == 0.0 and not self.hidden:
             return loss
         student = outputs["logits"] if isinstance(outputs, dict) else outputs[0 if loss is None else 1]
-        teacher = self.logits(inputs, student.device)
-        if self._regression:
-            return mix(loss, regression_loss(student, teacher), self.alpha)
-        return mix(loss, distillation_loss(student, teacher, self.temperature), self.alpha)
+        said = self.outputs(inputs, student.device)
+        if self.alpha > 0.0 and self._regression:
+            loss = mix(loss, regression_loss(student, said["logits"]), self.alpha)
+        elif self.alpha > 0.0:
+            loss = mix(loss, distillation_loss(student, said["logits"], self.temperature), self.alpha)
+        if not self.hidden:
+            return loss
+        states = [each.get("hidden_states") if isinstance(each, dict) else None for each in (outputs, said)]
+        if None in states:
+            raise CompressionError("hidden: student or teacher gives no hidden states; leave hidden out.")
+        return loss + self.hidden * hidden_loss(*states, inputs.get("attention_mask"))
 
     @torch.no_grad()
-    def logits(self, inputs: dict, device: torch.device) -> torch.Tensor:
-        """What the teacher says to a batch, of the shape of the student's logits."""
+    def outputs(self, inputs: dict, device: torch.device) -> Mapping[str, Any]:
+        """What the teacher says to a batch: `logits`, of the shape of the student's, and `hidden_states` if needed."""
         if self.runtime == "openvino" and device.type != "cpu":
             raise CompressionError(f"teacher_runtime: got openvino for a training on {device.type}; give torch.")
         if self._device != device:
@@ -102,7 +118,7 @@ class DistillationTerm:
                 f"teacher: got {tokens.shape[-1]} tokens, and it reads at most {self._positions}; lower max_length."
             )
         if self.runtime == "torch":
-            return self.teacher(**inputs)["logits"]
+            return self.teacher(**inputs, **({"output_hidden_states": True} if self.hidden else {}))
         if self._compiled is None:
             graph = to_openvino(self.teacher, inputs)
             self._compiled = openvino_callable(graph, "bf16" if torch.is_autocast_enabled("cpu") else "f32")
@@ -113,11 +129,12 @@ class DistillationTerm:
                 f"teacher_runtime: OpenVINO gives {len(found)} predictions of {self.name} for {rows} examples; give "
                 "torch."
             )
-        return torch.from_numpy(found.copy())  # the next call writes over it
+        return {"logits": torch.from_numpy(found.copy())}  # the next call writes over it
 
 
-def check_ranges(temperature: float, alpha: float, runtime: str = "torch") -> None:
-    """Raise a `CompressionError` for a temperature of 0 or less, an alpha outside of 0 to 1, an unknown runtime."""
+def check_ranges(temperature: float, alpha: float, runtime: str = "torch", hidden: float = 0.0) -> None:
+    """Raise a `CompressionError` for a temperature of 0 or less, an alpha outside of 0 to 1, an unknown runtime, or a
+    weight of hidden states below 0 or of a runtime that gives none."""
     if not 0 < temperature <= 1000:
         raise CompressionError(f"temperature: got {temperature!r}; give a number above 0, such as 4.")
     if not 0 <= alpha <= 1:
@@ -126,3 +143,7 @@ def check_ranges(temperature: float, alpha: float, runtime: str = "torch") -> No
         raise CompressionError(
             f"teacher_runtime: got {runtime!r}{nearest(runtime, RUNTIMES)}; allowed are {', '.join(RUNTIMES)}."
         )
+    if not 0 <= hidden <= 1e6:
+        raise CompressionError(f"hidden: got {hidden!r}; give the weight of the hidden states, 0 or more.")
+    if hidden and runtime != "torch":
+        raise CompressionError(f"teacher_runtime: got {runtime} with hidden; it gives logits alone, so give torch.")

@@ -18,13 +18,15 @@ class DistillationArguments(TrainingArguments):
     Args:
         temperature (`float`, *optional*, defaults to 4.0): softens both distributions; above 0.
         alpha (`float`, *optional*, defaults to 0.9): the weight of the teacher, from 0 to 1; labels weigh 1 - alpha.
+        hidden (`float`, *optional*, defaults to 0): the weight of the layers' hidden states.
     """
 
     temperature: float = field(default=4.0, metadata={"help": "Softens both distributions; above 0."})
     alpha: float = field(default=0.9, metadata={"help": "The weight of the teacher, from 0 to 1."})
+    hidden: float = field(default=0.0, metadata={"help": "The weight of the layers' hidden states."})
 
     def __post_init__(self):
-        check_ranges(self.temperature, self.alpha)
+        check_ranges(self.temperature, self.alpha, hidden=self.hidden)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # or bf16 would be refused
         super().__post_init__()
 
@@ -64,5 +66,6 @@ class DistillationTrainer(CompressionTrainer):
             teacher,
             temperature=getattr(args, "temperature", DistillationArguments.temperature),
             alpha=getattr(args, "alpha", DistillationArguments.alpha),
+            hidden=getattr(args, "hidden", DistillationArguments.hidden),
         )
         self.loss_terms = (term, *self.loss_terms)

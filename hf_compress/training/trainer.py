@@ -36,7 +36,8 @@ class CompressionTrainer(Trainer):
     Args:
         *args, **kwargs: as for `Trainer`.
         loss_terms (`Sequence[Callable]`, *optional*): each is called as `term(loss, outputs, inputs, model)` during
-            training, inside autocast, and what it returns replaces the loss. Evaluation leaves them out.
+            training, inside autocast, and what it returns replaces the loss. Evaluation leaves them out. One whose
+            `needs_hidden_states` is true finds them in the outputs.
     """
 
     def __init__(self, *args, loss_terms: Sequence[LossTerm] = (), **kwargs):
@@ -71,11 +72,13 @@ class CompressionTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training or not self.loss_terms:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        asked = dict(inputs)  # a copy, because label smoothing takes the labels out
+        if any(getattr(term, "needs_hidden_states", False) for term in self.loss_terms):
+            asked["output_hidden_states"] = True
         if any(name in inputs for name in self.label_names):
-            # a copy, because label smoothing takes the labels out
-            loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
+            loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch)
         else:
-            loss, outputs = None, model(**inputs)
+            loss, outputs = None, model(**asked)
         with self.accelerator.autocast():
             for term in self.loss_terms:
                 loss = term(loss, outputs, inputs, model)

@@ -49,8 +49,9 @@ def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.parametrize("hidden", [0.0, 0.1])
 @pytest.mark.parametrize("kind", ["text", "image"])
-def test_it_drops_in_for_trainer(tmp_path, kind):
+def test_it_drops_in_for_trainer(tmp_path, kind, hidden):
     make, data, fields = setting(kind)
     student, teacher = make(0), make(1)
     with torch.no_grad():
@@ -61,7 +62,9 @@ def test_it_drops_in_for_trainer(tmp_path, kind):
     trainer = DistillationTrainer(
         model=student,
         teacher=teacher,
-        args=arguments(tmp_path, save_strategy="epoch", num_train_epochs=3, learning_rate=0.05, alpha=1.0, **fields),
+        args=arguments(
+            tmp_path, save_strategy="epoch", num_train_epochs=3, learning_rate=0.05, alpha=1.0, hidden=hidden, **fields
+        ),
         **data,
     )
     trainer.train()

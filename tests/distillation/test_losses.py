@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hf_compress.distillation.losses import distillation_loss, mix, regression_loss
+from hf_compress.distillation.losses import distillation_loss, hidden_loss, mix, regression_loss
+from hf_compress.errors import CompressionError
 
 
 shapes = st.tuples(st.integers(1, 6), st.integers(2, 12))
@@ -90,3 +91,42 @@ def test_no_gradient_reaches_the_teacher():
     student = torch.randn(3, 4, requires_grad=True)
     (distillation_loss(student, teacher, 2.0) + regression_loss(student, teacher)).backward()
     assert teacher.grad is None and student.grad is not None
+
+
+def states(layers: int, seed: int, *shape: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator) for _ in range(layers + 1)]
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4), (3, 4, 2, 2)])
+def test_hidden_states_count_as_a_share_of_the_teacher(shape):
+    teacher = states(3, 0, *shape)
+    assert float(hidden_loss(teacher, teacher)) == 0
+    nothing = [torch.zeros_like(state) for state in teacher]
+    assert float(hidden_loss(nothing, teacher)) == pytest.approx(1)
+    student = states(3, 1, *shape)
+    shares = [float((s - t).square().sum() / t.square().sum()) for s, t in zip(student, teacher, strict=True)]
+    assert float(hidden_loss(student, teacher)) == pytest.approx(np.mean(shares[1:3]), rel=1e-5)
+
+
+def test_padding_and_the_last_states_do_not_count():
+    student, teacher = states(3, 0, 2, 5, 4), states(3, 1, 2, 5, 4)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    expected = hidden_loss(student, teacher, mask)
+    for state in student:
+        state[0, 3:] = 100.0
+    student[0], student[-1] = teacher[0] + 1, teacher[-1] + 1
+    torch.testing.assert_close(hidden_loss(student, teacher, mask), expected)
+
+
+def test_fewer_layers_are_compared_at_their_share_of_the_depth():
+    teacher = states(6, 0, 2, 5, 4)
+    student = [teacher[index] for index in (0, 2, 4, 6)]
+    assert float(hidden_loss(student, teacher)) == 0 < float(hidden_loss([*student[:2], teacher[3]], teacher))
+
+
+def test_hidden_states_that_do_not_compare_are_refused():
+    with pytest.raises(CompressionError, match=r"hidden: .* \(2, 5, 4\).* \(2, 5, 8\)"):
+        hidden_loss(states(3, 0, 2, 5, 4), states(3, 0, 2, 5, 8))
+    with pytest.raises(CompressionError, match="1 and 3 layers"):
+        hidden_loss(states(1, 0, 2, 5, 4), states(3, 0, 2, 5, 4))

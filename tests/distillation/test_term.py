@@ -18,6 +18,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from hf_compress import load_methods
 from hf_compress.distillation import DistillationTerm, DistillOptions
+from hf_compress.distillation.losses import hidden_loss
 from hf_compress.errors import BackendUnavailableError, CompressionError
 from hf_compress.registry import Target
 from hf_compress.training import Context, apply_method
@@ -61,6 +62,23 @@ def test_a_regression_mixes_squared_errors():
 
 
 @pytest.mark.parametrize("make", [tiny_text_model, tiny_image_model])
+def test_hidden_states_add_their_weighted_distance(make):
+    student, teacher = make(0), make(1)
+    batch = batch_for(student)
+    asked = {**batch, "output_hidden_states": True}
+    ours, theirs = (model(**asked).hidden_states for model in (student.eval(), teacher.eval()))
+    expected = 3 * hidden_loss(ours, theirs, batch.get("attention_mask"))
+    outputs = student(**asked)
+    terms = [DistillationTerm(student, teacher, hidden=weight) for weight in (0.0, 3.0)]
+    plain, more = (term(outputs.loss, outputs, batch, student) for term in terms)
+    torch.testing.assert_close(more - plain, expected)
+    only = DistillationTerm(student, teacher, alpha=0.0, hidden=3.0)
+    torch.testing.assert_close(only(outputs.loss, outputs, batch, student), outputs.loss + expected)
+    with pytest.raises(CompressionError, match="gives no hidden states"):
+        loss_of(only, student, batch)
+
+
+@pytest.mark.parametrize("make", [tiny_text_model, tiny_image_model])
 def test_a_student_like_its_teacher_learns_nothing_from_it(make):
     student = make()
     loss_of(DistillationTerm(student, copy.deepcopy(student), alpha=1.0), student, batch_for(student)).backward()
@@ -74,7 +92,7 @@ def test_a_teacher_in_openvino_says_the_same(images, bf16, tiny_resnet):
     batches = [{"pixel_values": torch.rand(n, 3, 32, 32)} if images else batch_for(student, n) for n in (6, 3)]
     terms = [DistillationTerm(student, teacher, alpha=1.0, runtime=runtime) for runtime in ("torch", "openvino")]
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        said = [[term.logits(batch, torch.device("cpu")) for batch in batches] for term in terms]
+        said = [[term.outputs(batch, torch.device("cpu"))["logits"] for batch in batches] for term in terms]
     for ours, theirs in zip(*said, strict=True):
         tolerance = 0.1 * float(ours.abs().max()) if bf16 else 1e-4
         torch.testing.assert_close(theirs.float(), ours.float(), rtol=0, atol=tolerance)
@@ -151,9 +169,9 @@ def test_pixels_are_normalized_anew_for_the_teacher():
     expected = other(
         pixel_values=(raw - torch.tensor([0.2, 0.4, 0.6]).view(3, 1, 1)) / torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
     ).logits
-    given = DistillationTerm(student, other).logits(batch, torch.device("cpu"))
+    given = DistillationTerm(student, other).outputs(batch, torch.device("cpu"))["logits"]
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
-    untouched = DistillationTerm(student, twin).logits(batch, torch.device("cpu"))
+    untouched = DistillationTerm(student, twin).outputs(batch, torch.device("cpu"))["logits"]
     torch.testing.assert_close(untouched, twin(pixel_values=batch["pixel_values"]).logits, rtol=1e-5, atol=1e-5)
 
 
@@ -202,13 +220,20 @@ def test_the_student_is_no_teacher_of_itself():
             DistillationTerm(student, teacher)
 
 
-@pytest.mark.parametrize("values", [{"temperature": 0.0}, {"temperature": -1.0}, {"alpha": 1.5}, {"alpha": -0.1}])
+@pytest.mark.parametrize(
+    "values", [{"temperature": 0.0}, {"temperature": -1.0}, {"alpha": 1.5}, {"alpha": -0.1}, {"hidden": -1.0}]
+)
 def test_values_out_of_range_are_refused(values):
     ((name, value),) = values.items()
     with pytest.raises(CompressionError, match=f"{name}: got {value}"):
         DistillOptions(**values)
     with pytest.raises(CompressionError, match=f"{name}: got {value}"):
         DistillationTerm(tiny_text_model(0), tiny_text_model(1), **values)
+
+
+def test_hidden_states_and_a_teacher_in_openvino_exclude_each_other():
+    with pytest.raises(CompressionError, match="teacher_runtime: got openvino with hidden"):
+        DistillOptions(hidden=1.0, teacher_runtime="openvino")
 
 
 def test_without_labels_alpha_has_to_be_one():

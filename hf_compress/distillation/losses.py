@@ -59,7 +59,10 @@ def hidden_loss(
         raise CompressionError(f"hidden: got networks of {layers} and {depth} layers; it needs two or more of each.")
     shares = []
     for index in range(1, layers):
-        ours, theirs = student[index].float(), teacher[round(index * depth / layers)].detach().float()
+        ours, theirs = (
+            student[index].float(),
+            teacher[min(max(round(index * depth / layers), 1), depth - 1)].detach().float(),
+        )
         if ours.shape != theirs.shape:
             raise CompressionError(
                 f"hidden: the states of layer {index} have the shape {tuple(ours.shape)}, and those of the teacher "

@@ -74,7 +74,10 @@ class DistillationTerm:
         self._device: torch.device | None = None
 
     def __repr__(self) -> str:
-        return f"DistillationTerm(teacher={self.name!r}, temperature={self.temperature:g}, alpha={self.alpha:g})"
+        hidden = f", hidden={self.hidden:g}" if self.hidden else ""
+        return (
+            f"DistillationTerm(teacher={self.name!r}, temperature={self.temperature:g}, alpha={self.alpha:g}{hidden})"
+        )
 
     def __call__(self, loss: torch.Tensor | None, outputs: Any, inputs: dict, model: nn.Module) -> torch.Tensor:
         if loss is None and self.alpha != 1.0:

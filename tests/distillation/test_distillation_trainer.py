@@ -67,6 +67,7 @@ def test_it_drops_in_for_trainer(tmp_path, kind, hidden):
         ),
         **data,
     )
+    assert trainer.loss_terms[0].hidden == hidden
     trainer.train()
     curve = losses(trainer)
     assert sum(curve[-3:]) < 0.95 * sum(curve[:3])  # the student comes closer to the teacher

@@ -70,6 +70,7 @@ def test_hidden_states_add_their_weighted_distance(make):
     expected = 3 * hidden_loss(ours, theirs, batch.get("attention_mask"))
     outputs = student(**asked)
     terms = [DistillationTerm(student, teacher, hidden=weight) for weight in (0.0, 3.0)]
+    assert repr(terms[0]) != repr(terms[1])  # or a checkpoint of the one would be taken for one of the other
     plain, more = (term(outputs.loss, outputs, batch, student) for term in terms)
     torch.testing.assert_close(more - plain, expected)
     only = DistillationTerm(student, teacher, alpha=0.0, hidden=3.0)
@@ -229,6 +230,11 @@ def test_values_out_of_range_are_refused(values):
         DistillOptions(**values)
     with pytest.raises(CompressionError, match=f"{name}: got {value}"):
         DistillationTerm(tiny_text_model(0), tiny_text_model(1), **values)
+
+
+def test_the_option_reaches_the_loss():
+    term = DistillOptions(hidden=3.0).term(tiny_text_model(0), Context(baseline=lambda: tiny_text_model(1)))
+    assert term.hidden == 3.0 and term.needs_hidden_states
 
 
 def test_hidden_states_and_a_teacher_in_openvino_exclude_each_other():

@@ -286,16 +286,16 @@ class _Relinearized:
     def _exchanged(self, positions: Mapping[str, int]) -> dict[str, int] | None:
         """One unit a few steps up and another one down, so that less is lost and the true cost fits; the best such."""
         units, selection = self._around(self.first, positions)
-        moves: list[tuple[float, str, int]] = []  # what is lost more, or less, and where to
+        moves: dict[int, list[tuple[float, str, int]]] = {-1: [], 1: []}  # what is lost less, and more; and where to
         for name, choices in units.items():
             changes = [(choice.loss - selection[name].loss, position) for position, choice in enumerate(choices)]
             for side in (1, -1):
                 nearest = sorted((abs(change), change, position) for change, position in changes if change * side > 0)
-                moves += [(change, name, position) for _, change, position in nearest[:REACH]]
+                moves[side] += [(change, name, position) for _, change, position in nearest[:REACH]]
         pairs = sorted(
             (up[0] + down[0], up[1:], down[1:])
-            for up, down in itertools.product(moves, moves)
-            if up[0] < 0 < down[0] and up[1] != down[1] and up[0] + down[0] < 0
+            for up, down in itertools.product(moves[-1], moves[1])
+            if up[1] != down[1] and up[0] + down[0] < 0
         )
         for _, up, down in pairs[:EXCHANGES]:
             trial = {**positions, up[0]: up[1], down[0]: down[1]}

@@ -40,8 +40,8 @@ def hidden_loss(
     the same, about 1 where the student gives nothing (layer-wise distillation, as in Jiao et al., 2020,
     arXiv:1909.10351).
 
-    The last states are left out: the logits speak for them, and a classifier may read one token of theirs. A student
-    of fewer layers is compared with the teacher's at the same share of the depth.
+    The last states are left out: the logits speak for them, and a classifier may read one token of theirs. Where the
+    numbers of layers differ, a layer is compared with that of the teacher at the same share of the depth.
 
     Args:
         student (`Sequence[torch.Tensor]`), teacher (`Sequence[torch.Tensor]`): before the first layer and after each,
@@ -59,10 +59,8 @@ def hidden_loss(
         raise CompressionError(f"hidden: got networks of {layers} and {depth} layers; it needs two or more of each.")
     shares = []
     for index in range(1, layers):
-        ours, theirs = (
-            student[index].float(),
-            teacher[min(max(round(index * depth / layers), 1), depth - 1)].detach().float(),
-        )
+        place = min(max(round(index * depth / layers), 1), depth - 1)
+        ours, theirs = student[index].float(), teacher[place].detach().float()
         if ours.shape != theirs.shape:
             raise CompressionError(
                 f"hidden: the states of layer {index} have the shape {tuple(ours.shape)}, and those of the teacher "

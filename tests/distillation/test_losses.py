@@ -125,6 +125,14 @@ def test_fewer_layers_are_compared_at_their_share_of_the_depth():
     assert float(hidden_loss(student, teacher)) == 0 < float(hidden_loss([*student[:2], teacher[3]], teacher))
 
 
+def test_a_deeper_student_is_compared_with_inner_states_only():
+    teacher = states(3, 0, 2, 5, 4)
+    student = [teacher[place] for place in (0, 1, 1, 2, 2, 2, 3)]
+    for place in (0, -1):
+        teacher[place] = torch.full((2, 5, 4), float("nan"))
+    assert float(hidden_loss(student, teacher)) == 0
+
+
 def test_hidden_states_that_do_not_compare_are_refused():
     with pytest.raises(CompressionError, match=r"hidden: .* \(2, 5, 4\).* \(2, 5, 8\)"):
         hidden_loss(states(3, 0, 2, 5, 4), states(3, 0, 2, 5, 8))

@@ -11,7 +11,9 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def network() -> nn.Sequential:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1), nn.Conv2d(3, 4, 1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+    )
     model[3].weight = model[0].weight
     model[2].weight.requires_grad_(False)
     return model.to(memory_format=torch.channels_last)
@@ -29,6 +31,6 @@ def test_a_twin_gets_its_own_of_what_it_still_shares():
     assert other[1].weight is before  # nothing else has it now
     assert other[3].weight is other[0].weight and not other[2].weight.requires_grad
     assert other[0].weight.is_contiguous(memory_format=torch.channels_last)
-    for parameter in model.parameters():
-        parameter.data.zero_()
+    for tensor in tensors_of(model).values():
+        tensor.data.zero_()
     assert torch.equal(other(x), expected)

@@ -205,13 +205,14 @@ class Runner:
             return
         surgery = work / "surgery"
         if not surgery.is_dir():
-            alone = Step(step.technique, step.method, step.options, step.target)
-            self._phase(index, stage, work, surgery, alone, everyone=False)
+            self._phase(index, stage, work, surgery, step, everyone=False, recover=False)
         self.state.wait_for_everyone()
         recovery = Step("distill", "logits", step.distill, training=step.training)
         self._phase(index, stage, work, work / "model", recovery, everyone=True, start=surgery)
 
-    def _phase(self, index, stage, work, target, step, *, everyone: bool, start: Path | None = None) -> None:
+    def _phase(
+        self, index, stage, work, target, step, *, everyone: bool, start: Path | None = None, recover: bool = True
+    ) -> None:
         """Load the model from `start`, apply `step`, save into `target`. Without `everyone`, on rank 0 alone."""
         if not everyone and not self.state.is_main_process:
             return
@@ -222,7 +223,7 @@ class Runner:
             # Trainer can put weights back only from checkpoints with the names that the model has now. Transformers
             # saves a BERT of an old checkpoint under its old names, unless the structure is tracked.
             track(model)
-            report = self._apply(stage, step, model, processor, work)
+            report = self._apply(stage, step, model, processor, work, recover)
         if self.state.is_main_process:
             earlier = read_json(start / "report.json") if start else None
             with self.journal.operation("save", stage.name), whole_folder(target) as aside:
@@ -231,7 +232,7 @@ class Runner:
         if everyone:
             self.state.wait_for_everyone()
 
-    def _apply(self, stage: PlannedStage, step: Step, model, processor, work: Path) -> StepReport:
+    def _apply(self, stage: PlannedStage, step: Step, model, processor, work: Path, recover: bool) -> StepReport:
         context = Context(
             data=self._data(processor),
             baseline=self._baseline,
@@ -248,7 +249,8 @@ class Runner:
         context.serving = step_serving(self.recipe, self.task, context)
         self.journal.append(operation="surgery", stage=stage.name, status="started")
         clock = Clock()
-        report = apply_method(model, step.technique, step.method, step.options, context, distill=step.distill)
+        distill = {"distill": step.distill, "recover": recover}
+        report = apply_method(model, step.technique, step.method, step.options, context, **distill)
         # training and calibration wrote their own lines; what is left of the step is the surgery
         figures = {**clock.read(), "wall_seconds": round(report.seconds["surgery"], 3)}
         self.journal.append(operation="surgery", stage=stage.name, status="done", **figures)

@@ -194,6 +194,14 @@ def test_a_teacher_that_has_learned_nothing_is_refused(tmp_path):
         run(recipe)
 
 
+def test_a_teacher_that_does_not_fit_is_found_before_the_surgery(tmp_path, text_root):
+    pruned = {"prune": {**PRUNE["prune"], "distill": {"teacher": "resnet56_cifar"}}}
+    recipe = text_recipe(tmp_path / "run", text_root, [{"finetune": {}}, pruned])
+    with pytest.raises(CompressionError, match="without trained weights"):
+        run(recipe)
+    assert not list((tmp_path / "run").rglob("surgery"))
+
+
 def test_two_processes_give_the_results_of_one(tmp_path, text_root):
     pruned = {"prune": {**PRUNE["prune"], "distill": {"alpha": 0.5}}}
     results = {}

@@ -24,11 +24,17 @@ def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
 
     Raises:
         `CompressionError`: if the label count or the order of the labels differs, if one classifies and the other is a
-            regression, if the vocabularies differ, or if the teacher is the student itself.
+            regression, if an example may have several labels, if the vocabularies differ, or if the teacher is the
+            student itself.
     """
     if teacher is student or any(module is student for module in teacher.modules()):
         raise CompressionError("teacher: got the student itself; give another model, such as copy.deepcopy(student).")
     ours, theirs = student.config, teacher.config
+    if "multi_label_classification" in (getattr(config, "problem_type", None) for config in (ours, theirs)):
+        raise CompressionError(
+            "teacher: problem_type is multi_label_classification; distillation is for one label an example, or "
+            "for scores."
+        )
     if ours.num_labels != theirs.num_labels:
         raise CompressionError(
             f"teacher: it has {theirs.num_labels} labels and the student {ours.num_labels}; give a teacher of the "
@@ -43,6 +49,20 @@ def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         )
     _check_label_order(ours, theirs)
     _check_inputs(student, teacher)
+
+
+def check_hidden_states(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Refuse a teacher whose hidden states are of another width, where both configs say how wide they are.
+
+    Raises:
+        `CompressionError`: if `hidden_size` differs.
+    """
+    ours, theirs = (getattr(model.config, "hidden_size", None) for model in (student, teacher))
+    if None not in (ours, theirs) and ours != theirs:
+        raise CompressionError(
+            f"hidden: the student's states have {ours} numbers and the teacher's {theirs}; leave hidden out, or give "
+            "a teacher of the same width."
+        )
 
 
 def is_regression(model: PreTrainedModel) -> bool:

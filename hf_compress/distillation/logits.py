@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import CompressionError
 from ..registry import StepContext, register_method
-from .term import DistillationTerm, check_ranges
+from .term import DistillationTerm, check_ranges, check_unlabelled
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,13 @@ class DistillOptions:
         check_ranges(self.temperature, self.alpha, self.teacher_runtime, self.hidden)
 
     def term(self, model: nn.Module, context) -> DistillationTerm:
-        """The loss term for the student `model`; loads the teacher."""
+        """The loss term for the student `model`; loads the teacher.
+
+        Raises:
+            `CompressionError`: if the teacher does not fit, or the data has no labels and `alpha` wants some.
+        """
+        if context.data is not None and not context.data.has_labels:
+            check_unlabelled(self.alpha)
         teacher = context.teacher(self.teacher)
         return DistillationTerm(
             model, teacher, self.temperature, self.alpha, self.teacher, self.teacher_runtime, self.hidden

@@ -14,7 +14,7 @@ from ..measurement.openvino_export import to_openvino
 from ..measurement.runtimes import OpenVinoCallable, openvino_callable
 from ..registry import nearest
 from ..training import prefer_channels_last
-from .compatibility import accepted_inputs, check_teacher, is_regression, renormalization
+from .compatibility import accepted_inputs, check_hidden_states, check_teacher, is_regression, renormalization
 from .losses import distillation_loss, hidden_loss, mix, regression_loss
 
 
@@ -59,6 +59,8 @@ class DistillationTerm:
     ):
         check_ranges(temperature, alpha, runtime, hidden)
         check_teacher(student, teacher)
+        if hidden:
+            check_hidden_states(student, teacher)
         self.teacher = teacher.eval()
         self.temperature = temperature
         self.alpha = alpha
@@ -80,15 +82,17 @@ class DistillationTerm:
         )
 
     def __call__(self, loss: torch.Tensor | None, outputs: Any, inputs: dict, model: nn.Module) -> torch.Tensor:
-        if loss is None and self.alpha != 1.0:
-            raise CompressionError(
-                f"alpha: got {self.alpha:g}, which leaves {1 - self.alpha:.2g} to the labels, and the data has none; "
-                "give alpha 1, or data with labels."
-            )
+        if loss is None:
+            check_unlabelled(self.alpha)
         if self.alpha == 0.0 and not self.hidden:
             return loss
-        student = outputs["logits"] if isinstance(outputs, dict) else outputs[0 if loss is None else 1]
-        said = self.outputs(inputs, student.device)
+        student = outputs.get("logits") if isinstance(outputs, dict) else outputs[0 if loss is None else 1]
+        if self.alpha > 0.0 and (student is None or student.dim() != 2):
+            got = "none" if student is None else f"the shape {tuple(student.shape)}"
+            raise CompressionError(
+                f"logits: got {got}; distillation is for one prediction an example, (examples, classes)."
+            )
+        said = self.outputs(inputs, next(model.parameters()).device)
         if self.alpha > 0.0 and self._regression:
             loss = mix(loss, regression_loss(student, said["logits"]), self.alpha)
         elif self.alpha > 0.0:
@@ -133,6 +137,15 @@ class DistillationTerm:
                 "torch."
             )
         return {"logits": torch.from_numpy(found.copy())}  # the next call writes over it
+
+
+def check_unlabelled(alpha: float) -> None:
+    """Raise a `CompressionError` if `alpha` leaves a share to labels, of which the data has none."""
+    if alpha != 1.0:
+        raise CompressionError(
+            f"alpha: got {alpha:g}, which leaves {1 - alpha:.2g} to the labels, and the data has none; give alpha 1, "
+            "or data with labels."
+        )
 
 
 def check_ranges(temperature: float, alpha: float, runtime: str = "torch", hidden: float = 0.0) -> None:

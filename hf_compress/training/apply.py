@@ -17,6 +17,7 @@ from ..fields import from_mapping
 from ..measurement.openvino_export import require_openvino
 from ..registry import Cost, Method, Target, get_method
 from ..structure import track
+from .arguments import check_training
 from .context import BASELINE, Context
 
 
@@ -79,7 +80,14 @@ class StepReport:
 
 
 def apply_method(
-    model: nn.Module, technique: str, method: str, options: Any, context: Context, *, distill: Any = None
+    model: nn.Module,
+    technique: str,
+    method: str,
+    options: Any,
+    context: Context,
+    *,
+    distill: Any = None,
+    recover: bool = True,
 ) -> StepReport:
     """Apply a registered method to `model`, in place.
 
@@ -93,6 +101,8 @@ def apply_method(
         context ([`Context`]): data, target, training and the dense model.
         distill (dataclass or `dict`, *optional*): options of distillation. A method that trains uses it while it does;
             a training-free one trains with it after the surgery.
+        recover (`bool`, *optional*, defaults to `True`): whether that training after the surgery is part of this call.
+            Whether it can be is looked at in any case.
 
     Returns:
         [`StepReport`]: with the model in `model`.
@@ -109,21 +119,24 @@ def apply_method(
         distill = _read(get_method("distill", "logits"), distill, f"{technique}.distill")
     if hasattr(options, "check_target"):
         options.check_target(context.target)
+    check_training(context.training)
     context.expect(model)
     _check_needs(chosen, options, context, distill)
     is_timed = context.target is not None and context.target.kind == "latency"
     if not context.has_baseline and (is_timed or _teacher(options, distill) == BASELINE):
         context.keep_baseline(copy.deepcopy(model).eval())  # a verb's dense model is the one that enters
     _check_target(model, chosen, context)
-    if distill is not None and chosen.trains:
-        context.loss_terms.append(distill.term(model, context))
+    if distill is not None:
+        term = distill.term(model, context)  # whether the teacher fits shows now; for the training it is loaded again
+        context.loss_terms += [term] if chosen.trains else []
+        del term
     made = chosen.function(model, options, context)
     result = model if made is None else made
     if technique in SURGICAL:
         target = None if context.target is None else context.target.to_dict()
         track(model, technique=technique, method=method, target=target)
     context.loss_terms.clear()
-    if distill is not None and not chosen.trains:
+    if distill is not None and recover and not chosen.trains:
         context.train(model, loss_terms=[distill.term(model, context)])
     report = StepReport(technique, method, model=result, notes=context.notes)
     report.warnings = list(context.notes.pop("warnings", []))

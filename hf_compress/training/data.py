@@ -64,7 +64,8 @@ class TrainingData:
     def has_labels(self) -> bool:
         """Whether examples of the training split come with labels (-1 stands for a hidden one)."""
         few = list(range(min(8, len(self.train))))
-        if isinstance(self.train, datasets.Dataset):  # without the collator, which raw columns may not fit
+        if isinstance(self.train, datasets.Dataset) and self.train.format["type"] != "custom":
+            # without the collator, which raw columns may not fit; a transform may make labels of any column
             column = next((name for name in LABEL_COLUMNS if name in self.train.column_names), None)
             labels = None if column is None else self.train.with_format(None).select(few)[column]
             return labels is not None and any(np.any(np.not_equal(label, -1)) for label in labels if label is not None)

@@ -14,7 +14,12 @@ from training.material import (
     tiny_text_model,
     weights,
 )
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
 
 from hf_compress import load_methods
 from hf_compress.distillation import DistillationTerm, DistillOptions
@@ -195,6 +200,10 @@ def fitting():
         (lambda: tiny_text_model(vocab_size=5000), "vocabulary has 5000 entries"),
         (lambda: tiny_image_model(num_labels=2), "reads pixel_values and the student input_ids"),
         (lambda: tiny_text_model(problem_type="regression"), "a regression and the student a classifier"),
+        (
+            lambda: tiny_text_model(problem_type="multi_label_classification"),
+            "multi_label_classification; .* one label",
+        ),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(teacher, message):
@@ -212,6 +221,18 @@ def test_a_teacher_that_does_not_fit_is_refused(teacher, message):
 )
 def test_a_teacher_that_fits_is_taken(teacher):
     DistillationTerm(fitting(), teacher())
+
+
+def test_predictions_of_single_tokens_are_refused():
+    config = tiny_text_model().config
+    student, teacher = (BertForTokenClassification(config).eval() for _ in range(2))
+    ids = torch.ones(2, 5, dtype=torch.long)
+    with pytest.raises(CompressionError, match=r"logits: got the shape \(2, 5, 2\); .* one prediction an example"):
+        loss_of(DistillationTerm(student, teacher), student, {"input_ids": ids, "labels": ids})
+    student, teacher = (BertForQuestionAnswering(config).eval() for _ in range(2))
+    places = {"start_positions": torch.ones(2, dtype=torch.long), "end_positions": torch.ones(2, dtype=torch.long)}
+    with pytest.raises(CompressionError, match="logits: got none"):
+        loss_of(DistillationTerm(student, teacher), student, {"input_ids": ids, **places})
 
 
 def test_the_student_is_no_teacher_of_itself():

@@ -119,6 +119,15 @@ def test_without_a_baseline_the_teacher_is_the_model_that_enters():
     assert_same_weights(entering, weights(context.baseline()))
 
 
+def test_the_training_may_be_left_to_another_call():
+    model = tiny_text_model()
+    report = apply_method(model, "prune", "thin", None, labelled(), distill={}, recover=False)
+    assert "epochs" not in report.notes and report.seconds["train"] == 0
+    with pytest.raises(CompressionError, match="3 labels and the"):
+        context = labelled(baseline=three_labels)
+        apply_method(tiny_text_model(), "prune", "thin", None, context, distill={}, recover=False)
+
+
 def test_a_method_that_trains_has_the_teacher_meanwhile(monkeypatch):
     calls = []
     original = DistillationTerm.__call__
@@ -128,6 +137,14 @@ def test_a_method_that_trains_has_the_teacher_meanwhile(monkeypatch):
     assert len(calls) == 4  # the steps of its own training, and no second one after it
     assert len(report.notes["epochs"]) == 1
     assert context.loss_terms == []
+
+
+def three_labels():
+    return tiny_text_model(1, num_labels=3)
+
+
+def narrow():
+    return tiny_text_model(1, hidden_size=16)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +171,26 @@ def test_a_method_that_trains_has_the_teacher_meanwhile(monkeypatch):
         ("distill", "logits", None, {"labels": True}, None, CompressionError, "pass baseline=, or name another"),
         ("finetune", "full", None, {"labels": True}, {}, CompressionError, "pass baseline=, or name another"),
         ("distill", "logits", {"alpha": 2.0}, {"labels": True}, None, RecipeError, "alpha: got 2.0"),
+        ("prune", "thin", None, {"labels": True, "baseline": three_labels}, {}, CompressionError, "3 labels and the"),
+        ("prune", "thin", None, {"labels": False}, {}, CompressionError, r"alpha: got 0\.9, which leaves 0\.1 to the"),
+        (
+            "prune",
+            "thin",
+            None,
+            {"labels": True, "training": {"learning_rat": 1e-4}},
+            {},
+            RecipeError,
+            "did you mean 'learning_rate'",
+        ),
+        (
+            "prune",
+            "thin",
+            None,
+            {"labels": True, "baseline": narrow},
+            {"hidden": 1.0},
+            CompressionError,
+            "hidden: the student's states have 32 numbers and the teacher's 16",
+        ),
     ],
 )
 def test_impossible_steps_are_refused_before_the_model_changes(
@@ -163,7 +200,8 @@ def test_impossible_steps_are_refused_before_the_model_changes(
     before = weights(model)
     context = dict(context)
     if "labels" in context:
-        context.update(data=text_rows(labels=context.pop("labels")), collate_fn=collate, training=TRAINING)
+        context = {"training": TRAINING, **context}
+        context.update(data=text_rows(labels=context.pop("labels")), collate_fn=collate)
     with pytest.raises(error, match=message):
         apply_method(model, technique, method, options, Context(**context), distill=distill)
     assert_same_weights(before, weights(model))

@@ -128,7 +128,7 @@ def prune_bn_scale(model: nn.Module, options: CriterionOptions, context: StepCon
     _prune(model, options, context, norm_scale_scores)
 
 
-@_criterion("activation", "https://arxiv.org/abs/1607.03250", needs=("calibration",))
+@_criterion("activation", "https://arxiv.org/abs/1611.06440", needs=("calibration",))
 def prune_activation(model: nn.Module, options: CriterionOptions, context: StepContext) -> None:
     """Remove the units whose outputs are smallest on training examples."""
 
@@ -148,7 +148,7 @@ def prune_taylor(model: nn.Module, options: CriterionOptions, context: StepConte
     _prune(model, options, context, score)
 
 
-@_criterion("hessian", "https://arxiv.org/abs/1905.05934", needs=("labels", "calibration"))
+@_criterion("hessian", "https://arxiv.org/abs/2204.09656", needs=("labels", "calibration"))
 def prune_hessian(model: nn.Module, options: CriterionOptions, context: StepContext) -> None:
     """Remove the units whose absence raises the loss least, to second order, on training examples."""
 

@@ -161,25 +161,25 @@ def activation_scores(model: nn.Module, groups: Sequence[UnitGroup], batches: It
         for part in group.consumers:
             readers.setdefault(part.module, []).append((group, part))
     sums = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
+    totals: dict[str, Tensor] = {}
+    counts = dict.fromkeys(readers, 0)
     mask: list[Tensor | None] = [None]
 
-    def watch(parts: Sequence[tuple[UnitGroup, Slice]]):
+    def watch(name: str):
         def add(module: nn.Module, args: tuple) -> None:
             sizes = args[0].detach().abs()
             if isinstance(module, nn.Conv2d):
-                by_position = sizes.flatten(2).mean(2)
+                by_position = sizes.flatten(2).mean(2)  # images of one size
             elif mask[0] is not None and sizes.shape[:2] == mask[0].shape:
                 by_position = sizes[mask[0].to(sizes.device)]
             else:
                 by_position = sizes.flatten(0, -2)
-            by_position = by_position.double().mean(0).cpu()
-            for group, part in parts:
-                sums[group.name] += by_position[part.index].mean(1)
+            totals[name] = totals.get(name, 0) + by_position.double().sum(0).cpu()
+            counts[name] += len(by_position)
 
         return add
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(watch(parts)) for name, parts in readers.items()]
-    seen = 0
+    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in readers]
     try:
         with evaluating(model):
             for batch in batches:
@@ -187,12 +187,14 @@ def activation_scores(model: nn.Module, groups: Sequence[UnitGroup], batches: It
                 mask[0] = attention.bool() if attention is not None and attention.dim() == 2 else None
                 inputs = {name: value for name, value in batch.items() if name != "labels"}
                 model(**{name: value.to(device_of(model)) for name, value in inputs.items()})
-                seen += 1
     finally:
         for handle in handles:
             handle.remove()
-    if not seen:
+    if not totals:
         raise CompressionError("calibration: the data has no example to look at; give at least one.")
+    for name, total in totals.items():
+        for group, part in readers[name]:
+            sums[group.name] += (total / counts[name])[part.index].mean(1)
     means = {name: values.mean() for name, values in sums.items()}
     return {
         name: torch.ones_like(values) if means[name] == 0 else values / means[name] for name, values in sums.items()

@@ -161,8 +161,10 @@ def test_activations_against_a_plain_computation(case):
     x = seen[0].movedim(1, -1)[:, ..., :] if case != "bert" else seen[0][batch["attention_mask"].bool()]
     size = x.flatten(0, -2).abs().double().mean(0)[part.index].mean(1)
     if len(group.consumers) == 1:
-        found = activation_scores(model, [group], [batch])[group.name]
-        torch.testing.assert_close(found, size / size.mean(), rtol=1e-5, atol=1e-8)
+        parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 2), slice(2, 3))]
+        for batches in ([batch], parts):  # however the examples are put together
+            found = activation_scores(model, [group], batches)[group.name]
+            torch.testing.assert_close(found, size / size.mean(), rtol=1e-5, atol=1e-8)
     assert not model.get_submodule(part.module)._forward_pre_hooks
 
 

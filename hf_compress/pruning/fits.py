@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .streams import Streams
+from ..structure import Constant
+from .streams import Streams, first_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,12 @@ def _joint(
     """The last module whose input changes just as the layer's (scaled) output does: it reads its sum with others."""
     change = torch.randn(_output(streams, block, layer).shape, generator=torch.Generator().manual_seed(0))
     module = streams.models["pruned"].get_submodule(layer)
-    handle = module.register_forward_hook(lambda module, args, output: output + change.to(output))
+
+    def add(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        changed = first_of(output) + change.to(first_of(output))
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    handle = module.register_forward_hook(add)
     try:
         changed = _inputs(streams, block)
     finally:
@@ -73,11 +79,11 @@ def _joint(
 
 
 def _inputs(streams: Streams, block: str) -> dict[str, Tensor]:
-    """What every module without children in `block` reads, on the first batch, in the order in which they run."""
+    """What every layer in `block` reads, on the first batch, in the order in which they run."""
     found: dict[str, Tensor] = {}
     model, handles = streams.models["pruned"], []
     for name, module in model.get_submodule(block).named_modules(prefix=block):
-        if not any(True for _ in module.children()):
+        if isinstance(module, Constant) or not any(True for _ in module.children()):  # a constant may hold a seal
 
             def keep(module: nn.Module, args: tuple, name=name) -> None:
                 if args and isinstance(args[0], Tensor):
@@ -91,7 +97,7 @@ def _inputs(streams: Streams, block: str) -> dict[str, Tensor]:
 def _output(streams: Streams, block: str, layer: str) -> Tensor:
     found = []
     module = streams.models["pruned"].get_submodule(layer)
-    handle = module.register_forward_hook(lambda module, args, output: found.append(output.detach().clone().cpu()))
+    handle = module.register_forward_hook(lambda module, args, output: found.append(first_of(output).clone().cpu()))
     _first(streams, block, [handle])
     return found[0]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from ..measurement.moments import input_rows
 from ..structure import Constant
 from .blocks import check_chain
 from .fits import Fit, find_fits, scale_of
-from .streams import Place, Streams, watch
+from .streams import Place, Streams, first_of, watch
 from .surgery import ROWS
 from .units import UnitGroup, side_size
 
@@ -85,16 +85,24 @@ def following_rows(model: nn.Module) -> Iterator[Callable[[], dict[str, Tensor]]
 
 
 def pruned_readers(pruned: nn.Module, dense: nn.Module, groups: Iterable[UnitGroup]) -> list[str]:
-    """The layers that read fewer units in `pruned` than in `dense`."""
-    names = sorted({part.module for group in groups for part in group.consumers})
-    return [name for name in names if _reads_less(pruned, dense, name)]
+    """The layers that read fewer units in `pruned` than in `dense`, and the constants that stand for such layers."""
+    names = {part.module for group in groups for part in group.consumers}
+    found = {_standing(pruned, name) for name in names}
+    return sorted(name for name in found if name is not None and _reads_less(pruned, dense, name))
+
+
+def _standing(pruned: nn.Module, name: str) -> str | None:
+    """The layer `name`, or the [`Constant`] that stands for it or for what was around it; `None` if none is left."""
+    while name:
+        with suppress(AttributeError):
+            module = pruned.get_submodule(name)
+            return name if isinstance(module, nn.Linear | nn.Conv2d | Constant) else None
+        name = name.rpartition(".")[0]
+    return None
 
 
 def _reads_less(pruned: nn.Module, dense: nn.Module, name: str) -> bool:
-    try:
-        module = pruned.get_submodule(name)
-    except AttributeError:  # gone with the module around it
-        return False
+    module = pruned.get_submodule(name)
     return isinstance(module, Constant) or side_size(module, "in") < side_size(dense.get_submodule(name), "in")
 
 
@@ -239,6 +247,7 @@ def _refine(streams: Streams, block: str, passes: int, seed: int, kept: Tensor |
     trainable = [parameter.requires_grad for parameter in parameters]
     generator = torch.Generator().manual_seed(seed)
     steps = passes * len(streams)
+    warm_up = 0.1 if steps != 10 else 0.15  # one step of warm-up has no length, and OneCycleLR divides by it
     fast = has_fast_bf16() and device_of(module).type == "cpu"
     first, last = [], []
     try:
@@ -246,14 +255,14 @@ def _refine(streams: Streams, block: str, passes: int, seed: int, kept: Tensor |
             for parameter in parameters:
                 parameter.requires_grad_(True)
             optimizer = torch.optim.Adam(parameters, lr=RATE)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=warm_up)
             for _ in range(passes):
                 last = []
                 order = torch.randperm(len(streams), generator=generator).tolist()
                 for args, kwargs, wanted, weights in streams.pairs(block, "pruned", "dense", order):
                     with torch.autocast("cpu", torch.bfloat16, enabled=fast):
                         output = module(*args, **kwargs)
-                    output = (output[0] if isinstance(output, tuple) else output).float()
+                    output = first_of(output).float()
                     if kept is not None:  # the stream may have lost channels
                         wanted = wanted.index_select(1 if wanted.dim() == 4 else -1, kept.to(wanted.device))
                     loss = _error(output, wanted, weights)

@@ -122,7 +122,7 @@ class Streams:
         model = self.models[version]
         args, kwargs = (moved(held[version][kind], device_of(model)) for kind in ("args", "kwargs"))
         output = model.get_submodule(block)(*args, **kwargs)
-        return (output[0] if isinstance(output, tuple) else output).cpu()
+        return first_of(output).cpu()
 
     def pairs(self, block: str, version: str, wanted: str, order: Sequence[int]) -> Iterator[tuple]:
         """What `block` is called with in one version, and what it gives in another, a batch at a time in any order.
@@ -156,4 +156,11 @@ def watch(module: nn.Module, place: Place, seen: dict[Place, Tensor]) -> Removab
     """Keep what a module reads or gives; copies, because what comes after may write into it."""
     if place[1] == "reads":
         return module.register_forward_pre_hook(lambda module, args: seen.update({place: args[0].cpu().clone()}))
-    return module.register_forward_hook(lambda module, args, output: seen.update({place: output.cpu().clone()}))
+    return module.register_forward_hook(
+        lambda module, args, output: seen.update({place: first_of(output).cpu().clone()})
+    )
+
+
+def first_of(output: Tensor | tuple) -> Tensor:
+    """What a module gives; of several things (attention gives its weights too) the first."""
+    return output[0] if isinstance(output, tuple) else output

@@ -324,6 +324,14 @@ def test_a_network_that_is_no_chain_is_refused_before_anything_changes():
 # what once went wrong
 
 
+@pytest.mark.parametrize("refine", [1, 2, 9, 10, 11])
+def test_refinement_of_any_number_of_steps(refine):
+    model = cases.make("bert")
+    options = options_for("magnitude", repair=True, refine=refine)  # one batch, so as many steps
+    prune(model, target={"macs": 0.7}, **cases.examples_for(model, EXAMPLES), **options)
+    assert torch.isfinite(cases.output_of(model)).all()
+
+
 @pytest.mark.parametrize("case", MODELS)
 def test_refinement_where_the_stream_is_narrower(case):
     model = cases.make(case)

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from hf_compress.errors import UnsupportedModelError
+from hf_compress.lowrank import factorize
 from hf_compress.measurement import PeakMemory
 from hf_compress.pruning import find_units, shrink
 from hf_compress.pruning.blocks import chain, check_chain
 from hf_compress.pruning.fits import find_fits
 from hf_compress.pruning.repair import following_rows, pruned_readers, repair
-from hf_compress.pruning.streams import Streams
+from hf_compress.pruning.streams import Streams, first_of
 from hf_compress.pruning.token_weights import token_weights
 from hf_compress.pruning.units import full_selection
 from hf_compress.structure import Constant
@@ -44,7 +45,7 @@ def read_and_given(model, name, batch):
     module = model.get_submodule(name)
     handles = [
         module.register_forward_pre_hook(lambda module, args: found.append(args[0].clone())),
-        module.register_forward_hook(lambda module, args, output: found.append(output.clone())),
+        module.register_forward_hook(lambda module, args, output: found.append(first_of(output).clone())),
     ]
     with torch.no_grad():
         model(**batch)
@@ -146,21 +147,37 @@ def test_blocks_come_nearer_to_the_dense_ones(case, seed):
     assert set(errors) <= set(readers) and all(0 <= error <= 1 + 1e-6 for error in errors.values())
 
 
-def test_a_layer_with_no_unit_left_gets_the_mean():
-    dense = cases.make("bert")
+def low_rank():
+    model = cases.make("bert")
+    factorize(model, target={"params": 0.9})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "block", "group", "layer"),
+    [
+        (lambda: cases.make("bert"), "bert.encoder.layer.1", "intermediate", "output.dense"),
+        (lambda: cases.make("bert"), "bert.encoder.layer.1", "attention.self", "attention.output.dense"),
+        (low_rank, "bert.encoder.layer.1", "intermediate", "output.dense"),
+        (lambda: cases.make("distilbert"), "distilbert.transformer.layer.1", "ffn", "ffn.lin2"),
+        (lambda: cases.make("distilbert"), "distilbert.transformer.layer.1", "attention", "attention"),
+    ],
+)
+def test_a_layer_with_no_unit_left_gets_the_mean(make, block, group, layer):
+    dense = make()
     groups = find_units(dense).groups
     selection = full_selection(groups)
-    selection["bert.encoder.layer.1.intermediate"][:] = False
+    selection[f"{block}.{group}"][:] = False
     small = copy.deepcopy(dense)
     shrink(small, groups, selection)
     readers = pruned_readers(small, dense, groups)
+    assert readers == [f"{block}.{layer}"]
     context = context_for(dense)
-    batch = whole_batch(dense, context)
-    _, gives = read_and_given(dense, "bert.encoder.layer.1.output.dense", batch)
+    _, gives = read_and_given(dense, readers[0], whole_batch(dense, context))
     repair(small, dense, readers, context, samples=48)
-    found = small.get_submodule("bert.encoder.layer.1.output.dense")
+    found = small.get_submodule(readers[0])
     assert isinstance(found, Constant)
-    weights = weights_of(dense, context, "bert.encoder.layer.1")[..., None].float()
+    weights = weights_of(dense, context, block)[..., None].float()
     mean = (gives * weights).sum((0, 1)) / weights.sum()
     torch.testing.assert_close(found.bias.detach(), mean, rtol=1e-4, atol=1e-4)
 

@@ -4,7 +4,9 @@ Block by block from the input, every layer that reads pruned units gets the weig
 network, on the activations it really receives, comes nearest to the block of the dense one: a ridge regression whose
 penalty draws towards the weights at hand. Where the layer's output is added to a shortcut, the sum is what is fitted,
 so that a layer also makes up for what went wrong before it. Then, if asked for, all weights of the block are refined
-together. Errors of tokens count as much as the predictions depend on them ([`token_weights`]). No label is needed.
+together. Errors of tokens count as much as the predictions depend on them ([`token_weights`]). In the end batch
+normalizations are told the statistics of what they read now, without a change to what the network gives. No label is
+needed.
 
 Kwon et al. 2022 (https://arxiv.org/abs/2204.09656) refit scales of units this way, Park et al. 2024
 (https://arxiv.org/abs/2308.03449) whole weights of Transformers; here convolutions and their batch normalizations are
@@ -27,6 +29,7 @@ from ..measurement.moments import input_rows
 from ..structure import Constant
 from .blocks import check_chain
 from .fits import Fit, find_fits, scale_of
+from .normalization import reestimate
 from .streams import Place, Streams, first_of, watch
 from .surgery import ROWS
 from .units import UnitGroup, side_size
@@ -65,6 +68,7 @@ def repairing(
 
         yield now
         now()
+    reestimate(model, context.calibration(options.samples))
 
 
 @contextmanager

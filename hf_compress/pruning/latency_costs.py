@@ -32,6 +32,7 @@ from .units import UnitGroup, full_selection
 
 logger = logging.getLogger(__name__)
 
+NOT_COMPUTED = ("quantization_config", "_name_or_path", "transformers_version")  # of a config: no kernel asks for it
 WIDTHS = 8  # that are measured of a group, at most, evenly spaced
 FORMAT_VERSION = 1
 
@@ -66,10 +67,11 @@ class LatencyCosts:
 
     def after(self, model: nn.Module, groups: Sequence[UnitGroup], kept: Mapping[str, int]) -> LatencyCosts:
         """The costs once the model has come down to the widths `kept`, with `groups` left."""
-        tables = {
-            group.name: {width: s for width, s in self.tables[group.name].items() if width <= kept[group.name]}
-            for group in groups
-        }
+        tables = {}
+        for group in groups:
+            widest = kept[group.name]
+            below = {width: s for width, s in self.tables[group.name].items() if width < widest}
+            tables[group.name] = {**below, widest: self._seconds(group.name, widest)}
         return LatencyCosts(self.total(kept), tables)
 
     def _seconds(self, name: str, width: int) -> float:
@@ -79,8 +81,8 @@ class LatencyCosts:
         return seconds[int(np.searchsorted(widths, width))]
 
     def widths(self, group: UnitGroup) -> list[int]:
-        """The widths worth choosing: those that were measured."""
-        return self._steps[group.name][0]
+        """The widths worth choosing: those that were measured, and none where the block leaves then."""
+        return sorted({*self._steps[group.name][0], *([0] if group.removable else [])})
 
 
 def measure_latency_costs(
@@ -154,7 +156,7 @@ def _turn(kinds: Sequence[Sequence[UnitGroup]]) -> list[dict[str, int]]:
 
 
 def _grid(group: UnitGroup) -> list[int]:
-    """Widths of a group, from its minimum to its size."""
+    """Widths of a group that are measured: evenly spaced, with its size, and none if the layer can do without."""
     step = max(1, group.size // WIDTHS)
     return sorted({group.size, *range(step, group.size, step), *([0] if group.minimum == 0 else [])})
 
@@ -188,7 +190,8 @@ def _cache_path(model: nn.Module, groups: Sequence[UnitGroup], serving: Serving)
         "threads": serving.threads or configured_threads(),
         "inputs": {n: list(v.shape) for n, v in example_inputs(model, serving.batch, serving.length).items()},
         "shapes": shapes,
+        "config": {name: value for name, value in model.config.to_diff_dict().items() if name not in NOT_COMPUTED},
         "groups": [(group.name, group.size) for group in groups],
     }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
     return cache_directory() / "latencies" / f"{key}.json"

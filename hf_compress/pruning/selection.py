@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -197,7 +198,9 @@ def choose(
 
 
 def _widths(group: UnitGroup, costs: Costs, round_to: int) -> list[int]:
-    """The widths to choose from: of those that cost the same, the largest alone."""
+    """The widths to choose from: for each that the costs tell of, the largest one allowed that is not above it."""
     step = 1 if group.kind == "heads" else round_to
     allowed = {group.size, *range(narrowest(group, round_to), group.size, step), *([0] if group.removable else [])}
-    return sorted(allowed & set(costs.widths(group)))
+    widths = sorted(allowed)
+    places = (bisect_right(widths, width) for width in costs.widths(group))
+    return sorted({widths[place - 1] for place in places if place})

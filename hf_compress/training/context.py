@@ -131,8 +131,11 @@ class Context:
         cost = self._measure_cost(model)
         if not self._is_timed:
             return cost
-        own, dense = self.serving.latencies(model, self.baseline())
-        return replace(cost, latency=own / dense)
+        dense = self.baseline()
+        if model is dense:
+            return replace(cost, latency=1.0)
+        own, full = self.serving.latencies(model, dense)
+        return replace(cost, latency=own / full)
 
     def train(
         self, model: nn.Module, *, loss_terms: Sequence = (), callbacks: Sequence = (), **overrides

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_compress.errors import CompressionError, RecipeError
+from hf_compress.errors import CompressionError, RecipeError, TargetError
 from hf_compress.measurement import Serving, count, example_inputs, module_seconds, name_convolutions, to_openvino
 from hf_compress.pruning import find_units, prune
 from hf_compress.pruning.blocks import chain
-from hf_compress.pruning.latency_costs import LatencyCosts, inner_groups, measure_latency_costs
+from hf_compress.pruning.latency_costs import LatencyCosts, _cache_path, inner_groups, measure_latency_costs
+from hf_compress.pruning.selection import _widths
 from hf_compress.structure import Removed, describe
 from hf_compress.training import Context
 
@@ -90,6 +91,42 @@ def test_a_target_is_met_in_the_time_of_the_runtime(case, monkeypatch, tmp_path)
         assert all(width % 4 == 0 for width in widths)
 
 
+def test_widths_between_two_that_were_measured_are_offered_too():
+    """With widths in steps of 8, of 24 channels measured in steps of 3."""
+    model = cases.timm_network("resnet26", channels=(24, 24, 24, 24))
+    groups, _ = inner_groups(find_units(model).groups, chain(model))
+    costs = measure_latency_costs(model, groups, Staircase(groups), Context())
+    for group in groups:
+        widths = _widths(group, costs, 8)
+        assert widths == [8, 16, 24] and set(costs.widths(group)) >= {6, 9, 24}
+        left = costs.after(model, [group], {g.name: 16 for g in groups})
+        assert left.total({group.name: 16}) == left.now and left.total({group.name: 8}) < left.now
+
+
+def test_blocks_leave_in_a_made_up_time(monkeypatch):
+    """No layer may become narrower than 16 channels, with which half of the time would stay."""
+    model = cases.make("option_a")
+    groups, _ = inner_groups(find_units(model, min_channels=16).groups, chain(model))
+    serving = Staircase(groups)
+    monkeypatch.setattr("hf_compress.pruning.verb.serving", lambda context, **settings: serving)
+    options = {"samples": 16, "probe_samples": 8, "min_channels": 16, **cases.examples_for(model)}
+    report = prune(model, method="fisher", target={"latency": 0.4}, **options)
+    assert report.achieved <= 0.4 and not report.warnings
+    gone = [name for name, line in report.notes["layers"].items() if line["kept"] == 0]
+    assert len(gone) == sum(isinstance(module, Removed) for module in model.modules()) > 0
+    with pytest.raises(TargetError, match="out of reach"):
+        prune(cases.make("option_a"), method="fisher", target={"latency": 0.1}, **options)
+
+
+def test_the_same_shapes_in_another_network_are_measured_anew():
+    networks = [cases.timm_network("resnet26", channels=(8, 16, 24, 32), output_stride=stride) for stride in (32, 8)]
+    paths = set()
+    for model in networks:
+        groups = find_units(model).groups
+        paths.add(_cache_path(model, groups, Staircase(groups)))
+    assert len(paths) == 2
+
+
 def test_blocks_leave_where_that_saves_most():
     model = cases.make("option_a")
     report = prune(
@@ -97,14 +134,14 @@ def test_blocks_leave_where_that_saves_most():
         method="fisher",
         target={"latency": 0.5},
         samples=16,
+        min_channels=32,  # so that only the last blocks can become narrower
         probe_samples=8,
         measure={"batch": 8, "threads": 1},
         **cases.examples_for(model),
     )
-    assert report.achieved <= 0.5 or report.warnings  # other work on the machine can make it miss
     assert count(model).macs < count(cases.make("option_a")).macs
     gone = [name for name, line in report.notes["layers"].items() if line["kept"] == 0]
-    assert len(gone) == sum(isinstance(module, Removed) for module in model.modules())
+    assert len(gone) == sum(isinstance(module, Removed) for module in model.modules()) > 0
     assert torch.isfinite(cases.output_of(model)).all()
 
 

@@ -18,7 +18,7 @@ from ..registry import StepContext, nearest, register_method
 from .blocks import chain, check_chain
 from .channels import refresh_timm
 from .costs import CostModel
-from .elimination import Order, Reader, eliminate
+from .elimination import Order, Reader, eliminate, eliminate_masked
 from .gradients import MicroBatches, sensitivity
 from .inventory import find_units
 from .iteration import check_reach
@@ -48,7 +48,8 @@ class FisherOptions(UnitOptions):
     Args:
         score (`str`, *optional*, defaults to `"reconstruction"`): what a layer loses with its units. With
             `"reconstruction"` what is left of its readers' outputs after they are fitted anew, weighted by the loss's
-            squared gradients there; with `"masks"` the Fisher information of masks on the units.
+            squared gradients there; with `"masks"` the Fisher information of masks on the units; in layers of up to
+            256 units with what it says between them.
         score_samples (`int`, *optional*, defaults to 1024): training examples for the scores; `samples` are those of
             the repair.
         probes (`tuple[float, ...]`, *optional*): fractions of every layer's units at which the divergence of the
@@ -156,7 +157,8 @@ def _selection(
         reached = context.cost(trial).latency
         if reached <= context.budget:
             break
-        budget = max(budget * context.budget / reached * MARGIN, lowest_cost(groups, costs, options.round_to))
+        lowest = lowest_cost(groups, costs, options.round_to) * (1 + 1e-9)  # whatever sums are rounded to
+        budget = max(budget * context.budget / reached * MARGIN, lowest)
     return selection
 
 
@@ -169,14 +171,16 @@ def _orders(
     for part in _parts(model, groups):
         means = None
         if options.score == "masks":
-            orders |= {group.name: _by_scores(found.units[group.name]) for group in part}
+            orders |= {g.name: eliminate_masked(found.units[g.name], found.between.get(g.name)) for g in part}
         else:
             layers = {s.module: model.get_submodule(s.module) for group in part for s in group.consumers}
             moments = input_moments(model, layers, context.calibration(options.score_samples), _weigher(model, layers))
-            means = {name: moment.mean for name, moment in moments.items()}
+            means = {name: moment.mean.cpu() for name, moment in moments.items()}
             for group in part:
+                # a block that leaves with all its units is not fitted
+                fitted = [gone for gone in stops(group, options.probes) if gone < group.size or not group.removable]
                 readers = [_reader(model, s, moments[s.module], found.outputs[s.module]) for s in group.consumers]
-                orders[group.name] = eliminate(readers, stops=stops(group, options.probes))
+                orders[group.name] = eliminate(readers, stops=fitted)
         if reference is not None:
             measured = divergences(model, part, orders, options.probes, reference, context, means)
             orders |= {group.name: corrected(orders[group.name], measured[group.name]) for group in part}
@@ -199,12 +203,6 @@ def _weigher(model: nn.Module, layers: Iterable[str]) -> Callable[[Batch], dict[
     return weigh
 
 
-def _by_scores(scores: Tensor) -> Order:
-    units = torch.argsort(scores, stable=True)
-    losses = torch.cat([scores.new_zeros(1), torch.cumsum(scores[units], 0)])
-    return Order(units, losses / 2)
-
-
 def _parts(model: nn.Module, groups: Sequence[UnitGroup]) -> Iterator[list[UnitGroup]]:
     """The groups, as many at a time as there is room for the second moments of their readers."""
     part, size = [], 0
@@ -224,4 +222,4 @@ def _reader(model: nn.Module, part: Slice, moments: Moments, outputs: Tensor) ->
     weight = module.weight.detach().flatten(1).cpu()
     kernel = weight.shape[1] // side_size(module, "in")
     index = (part.index[:, :, None] * kernel + torch.arange(kernel)).flatten(1)
-    return Reader(weight, moments.matrix(centred=True), index, outputs / 2)
+    return Reader(weight, moments.matrix(centred=True).cpu(), index, outputs / 2)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..registry import Batch, StepContext
 
 
+NARROW = 256  # units of a layer, between which the information is kept too
 ROOM = 2**28  # bytes that autograd may hold for one backward pass
 
 
@@ -80,11 +81,15 @@ class Sensitivity:
         units (`dict[str, torch.Tensor]`): by group, the mean squared one, `(size,)`.
         outputs (`dict[str, torch.Tensor]`): by layer that reads units, the expected squared derivative of an example's
             loss with respect to an output at one position, `(out,)`, times the positions of an example.
+        between (`dict[str, torch.Tensor]`): by group of up to `NARROW` units, the whole Fisher information of the
+            masks, `E[g g^T]` of shape `(size, size)`, of which `units` is the diagonal. In wider ones its sums over
+            many units would be those of chance, with the number of examples there is.
     """
 
     slopes: dict[str, Tensor]
     units: dict[str, Tensor]
     outputs: dict[str, Tensor]
+    between: dict[str, Tensor]
 
 
 def sensitivity(
@@ -122,6 +127,7 @@ class _Watcher:
         self.units = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
         self.slopes = {name: zeros.clone() for name, zeros in self.units.items()}
         self.outputs: dict[str, Tensor] = {}
+        self.between = {g.name: torch.zeros(g.size, g.size, dtype=torch.float64) for g in groups if g.size <= NARROW}
         self.total = 0
 
     def attach(self, model: nn.Module) -> list:
@@ -147,6 +153,8 @@ class _Watcher:
                 )
             self.slopes[name] += gradient.double().abs().sum(0)
             self.units[name] += gradient.double().square().sum(0)
+            if name in self.between:
+                self.between[name] += gradient.double().T @ gradient.double()
 
     def _input_hook(self, name: str):
         def watch(module: nn.Module, args: tuple) -> tuple:
@@ -179,5 +187,5 @@ class _Watcher:
     def result(self) -> Sensitivity:
         if not self.total:
             raise CompressionError("calibration: the data has no example to take gradients of; give at least one.")
-        found = (self.slopes, self.units, self.outputs)
+        found = (self.slopes, self.units, self.outputs, self.between)
         return Sensitivity(*({name: values / self.total for name, values in kind.items()} for kind in found))

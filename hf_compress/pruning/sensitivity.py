@@ -8,8 +8,10 @@ of each group, and between these widths the curve follows the losses at hand.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,10 +35,10 @@ if TYPE_CHECKING:
 TEMPERATURE = 2.0
 
 
-def divergence(now: Tensor, then: Tensor) -> float:
+def divergence(now: Tensor, then: Tensor, exclusive: bool = True) -> float:
     """The mean divergence of logits `(examples, classes)` from others: KL of the softened classes, or, where there is
-    one logit, the squared error."""
-    if now.shape[-1] == 1:
+    one logit or the classes are not `exclusive`, the squared error."""
+    if now.shape[-1] == 1 or not exclusive:
         return float((now - then).square().mean())
     now, then = (F.log_softmax(logits / TEMPERATURE, -1) for logits in (now, then))
     return float(F.kl_div(now, then, reduction="batchmean", log_target=True))
@@ -47,7 +49,8 @@ class Reference:
 
     Args:
         model ([`~transformers.PreTrainedModel`]): run in eval mode.
-        batches (`Iterable[Batch]`): some hundred examples, held in memory; labels are not needed.
+        batches (`Iterable[Batch]`): some hundred examples; labels are not needed. They are held in memory, what enters
+            a block waits on disk.
 
     Raises:
         `CompressionError`: without examples.
@@ -57,8 +60,10 @@ class Reference:
         self.batches = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
         if not self.batches:
             raise CompressionError("calibration: the data has no example to look at; give at least one.")
+        problem = getattr(model.config, "problem_type", None)
+        self._exclusive = problem not in ("regression", "multi_label_classification")
         self._start: tuple[list[str], str] | None = None
-        self._entering: list[Tensor] = []
+        self._folder: tempfile.TemporaryDirectory | None = None  # made when something has to wait there
         self.logits = list(self._predictions(model))
         if not all(logits.isfinite().all() for logits in self.logits):
             raise CompressionError("The predictions of the model are not finite; check its weights and the data.")
@@ -71,19 +76,26 @@ class Reference:
             block (`str`, *optional*): best not before that of an earlier call; `None` is the beginning.
         """
         if block is None or (self._start is not None and block in self._start[0]):
-            self._start, self._entering = None, []
-        if block is None:
+            self._start = None
+        if block is None or (self._start is not None and block == self._start[1]):
             return
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="hf_compress-", ignore_cleanup_errors=True)
         with self._started(model):
-            found = [entering(model, block, batch)["args"][0] for batch in self.batches]
+            for batch, path in zip(self.batches, self._waiting(), strict=True):
+                torch.save(entering(model, block, batch)["args"][0], path)  # which has been read
         blocks = chain(model)
-        self._start, self._entering = (blocks[: blocks.index(block)], block), found
+        self._start = (blocks[: blocks.index(block)], block)
+
+    def _waiting(self) -> Iterator[Path]:
+        """By batch, the file with what enters the block to start from."""
+        return (Path(self._folder.name, f"{number:05d}.pt") for number in range(len(self.batches)))
 
     def divergence(self, model: nn.Module) -> float:
         """How far the predictions of `model` are from those kept, see [`divergence`]."""
         total = 0.0
         for now, then in zip(self._predictions(model), self.logits, strict=True):
-            total += divergence(now, then) * len(then)
+            total += divergence(now, then, self._exclusive) * len(then)
         return total / sum(map(len, self.logits))
 
     def _predictions(self, model: nn.Module) -> Iterator[Tensor]:
@@ -104,10 +116,10 @@ class Reference:
             yield
             return
         before, block = self._start
-        waiting = iter(self._entering)
+        waiting = self._waiting()
 
         def enter(module: nn.Module, args: tuple) -> tuple:
-            return (next(waiting).to(device_of(model), copy=True), *args[1:])  # what follows may write into it
+            return (torch.load(next(waiting), weights_only=True).to(device_of(model)), *args[1:])
 
         with without(model, before):
             handle = model.get_submodule(block).register_forward_pre_hook(enter)
@@ -223,10 +235,13 @@ def _fitted(model: nn.Module, group: UnitGroup, weights: Sequence[Tensor], means
 
 
 def corrected(order: Order, measured: Mapping[int, float]) -> Order:
-    """`order` with losses that go through what was `measured` (but never fall), and else follow their own curve."""
+    """`order` with losses that go through what was `measured` (but never fall), and else follow their own curve.
+
+    Without its fitted weights, which have been measured with by now.
+    """
     points = [(gone, loss) for gone, loss in sorted(measured.items()) if float(order.losses[gone]) > 0]
     if not points:
-        return order
+        return Order(order.units, order.losses)
     places = [gone for gone, _ in points]
     factors = [math.log(max(loss, 1e-12) / float(order.losses[gone])) for gone, loss in points]
     if len(points) > 1:  # before the first point it goes on as between the first two: no kink that draws the choice
@@ -237,4 +252,4 @@ def corrected(order: Order, measured: Mapping[int, float]) -> Order:
         curve = np.full(len(order.losses), factors[0])
     factor = np.exp(curve)
     losses = np.maximum.accumulate(order.losses.numpy() * factor)  # more gone never loses less
-    return Order(order.units, torch.from_numpy(losses), order.weights)
+    return Order(order.units, torch.from_numpy(losses))

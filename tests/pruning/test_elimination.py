@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_compress.pruning.elimination import Reader, eliminate
+from hf_compress.pruning.elimination import Reader, eliminate, eliminate_masked
 
 
 def problem(units, positions, others=0, outputs=3, samples=200, seed=0):
@@ -82,3 +82,29 @@ def test_greedy_order_is_near_the_best_set():
     order = eliminate([reader], damping=0.0)
     best = min(fitted(x, reader, list(gone))[1] for gone in itertools.combinations(range(7), 3))
     assert float(order.losses[3]) <= 1.5 * best
+
+
+@settings(deadline=None, max_examples=40)
+@given(units=st.integers(1, 7), rows=st.integers(1, 5), seed=st.integers(0, 10**6))
+def test_masks_go_where_the_quadratic_form_rises_least(units, rows, seed):
+    gradients = torch.randn(rows, units, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    fisher = gradients.T @ gradients
+    order = eliminate_masked(fisher.diagonal(), fisher)
+    gone, loss = [], 0.0
+    for unit, found in zip(order.units.tolist(), order.losses[1:].tolist(), strict=True):
+        losses = {o: float(fisher[[*gone, o]][:, [*gone, o]].sum()) / 2 for o in range(units) if o not in gone}
+        assert losses[unit] == pytest.approx(min(losses.values()), abs=1e-9)
+        gone.append(unit)
+        loss = max(loss, losses[unit])
+        assert found == pytest.approx(loss, abs=1e-9)
+    assert sorted(gone) == list(range(units))
+
+
+def test_of_two_units_that_do_the_same_one_stays():
+    """The two with the smallest scores are the same unit twice; the second costs three times what the first did."""
+    gradients = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.5, 0.0], [0.0, 0.0, 0.0, 1.9]])
+    fisher = gradients.T @ gradients
+    assert eliminate_masked(fisher.diagonal(), fisher).units.tolist() == [0, 2, 1, 3]
+    plain = eliminate_masked(fisher.diagonal())
+    assert plain.units.tolist() == [0, 1, 2, 3]
+    assert plain.losses.tolist() == pytest.approx([0, 0.5, 1, 1 + 1.5**2 / 2, 1 + 1.5**2 / 2 + 1.9**2 / 2])

@@ -27,15 +27,24 @@ def test_the_information_of_masks_is_that_of_single_examples(case):
     batch = labelled(model)
     groups = find_units(model).groups
     found = sensitivity(model, groups, [batch], Context())
-    expected = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
+    expected = {group.name: torch.zeros(group.size, group.size, dtype=torch.float64) for group in groups}
     for example in range(len(batch["labels"])):
         masks = {group.name: torch.ones(group.size, requires_grad=True) for group in groups}
         with masked(model, groups, masks):
             model(**{name: value[example : example + 1] for name, value in batch.items()}).loss.backward()
         for name, mask in masks.items():
-            expected[name] += mask.grad.double().square() / len(batch["labels"])
+            expected[name] += torch.outer(mask.grad, mask.grad).double() / len(batch["labels"])
     for name, values in expected.items():
-        assert torch.allclose(found.units[name], values, rtol=1e-3, atol=1e-3 * float(values.max())), name
+        assert torch.allclose(found.between[name], values, rtol=1e-3, atol=1e-3 * float(values.max())), name
+        assert torch.allclose(found.units[name], found.between[name].diagonal(), rtol=1e-6)
+
+
+def test_between_the_units_of_wide_layers_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(gradients, "NARROW", 4)
+    model = make("bert")
+    groups = find_units(model).groups
+    found = sensitivity(model, groups, [labelled(model)], Context())
+    assert found.between.keys() == {group.name for group in groups if group.kind == "heads"} != found.units.keys()
 
 
 def test_the_model_is_left_as_it_was():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from hf_compress.errors import CompressionError
+from hf_compress.measurement.moments import input_moments
 from hf_compress.pruning import find_units, prune, shrink
-from hf_compress.pruning.elimination import Order
+from hf_compress.pruning.blocks import chain
+from hf_compress.pruning.elimination import Order, Reader, eliminate
 from hf_compress.pruning.sensitivity import TEMPERATURE, Reference, corrected, divergences, stops
 from hf_compress.pruning.units import full_selection
+from hf_compress.structure import Constant
 from hf_compress.training import Context
 
 from . import cases
@@ -45,6 +49,59 @@ def test_divergences_are_those_of_the_network_cut(case):
     assert curves.keys() == orders.keys() and all(0 <= p["kept"] < 1 for points in curves.values() for p in points)
 
 
+@pytest.mark.parametrize("case", ["bert", "distilbert"])
+def test_a_layer_without_units_is_judged_by_the_mean_it_gets(case):
+    """As the repair leaves it: a constant, which is what the layer gave in the mean."""
+    model = cases.make(case)
+    groups = find_units(model).groups
+    context = Context(**cases.examples_for(model))
+    layers = {s.module: model.get_submodule(s.module) for group in groups for s in group.consumers}
+    moments = input_moments(model, layers, context.calibration(24))
+    orders, shares = {}, [0.5]
+    for group in groups:
+        (part,) = group.consumers
+        worth = torch.ones(layers[part.module].out_features)
+        orders[group.name] = eliminate(
+            [
+                Reader(
+                    layers[part.module].weight.detach(), moments[part.module].matrix(centred=True), part.index, worth
+                )
+            ],
+            stops=stops(group, shares),
+        )
+    means = {name: moment.mean for name, moment in moments.items()}
+    reference = Reference(model, context.calibration(16))
+    found = divergences(model, groups, orders, shares, reference, context, means)
+    for group in groups:
+        layer = layers[group.consumers[0].module]
+        given = layer.bias.detach() + layer.weight.detach() @ means[group.consumers[0].module].float()
+        selection = full_selection(groups)
+        selection[group.name][:] = False
+        small = copy.deepcopy(model)
+        shrink(small, groups, selection)
+        (constant,) = (module for module in small.modules() if isinstance(module, Constant))
+        bare = reference.divergence(small)
+        with torch.no_grad():
+            constant.bias.copy_(given)
+        assert found[group.name][group.size] == pytest.approx(reference.divergence(small), rel=1e-3, abs=1e-7)
+        assert found[group.name][group.size] != pytest.approx(bare, rel=1e-3)
+
+
+@pytest.mark.parametrize("case", ["bert", "option_b"])
+def test_what_enters_a_block_is_not_held_in_memory(case):
+    model = cases.make(case)
+    context = Context(**cases.examples_for(model))
+    reference = Reference(model, context.calibration(24))
+    before = reference.divergence(model)
+    gc.collect()
+    held = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    for block in chain(model):
+        reference.start_from(model, block)
+        gc.collect()
+        assert sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()) <= held
+        assert reference.divergence(model) == pytest.approx(before, abs=1e-6)
+
+
 def test_the_divergence_is_that_of_softened_classes():
     model = cases.make("bert")
     other = cases.make("bert", num_hidden_layers=3)
@@ -56,6 +113,11 @@ def test_the_divergence_is_that_of_softened_classes():
     assert Reference(model, [batch]).divergence(model) == pytest.approx(0, abs=1e-6)
     with pytest.raises(CompressionError, match="no example"):
         Reference(model, [])
+    for problem in ("regression", "multi_label_classification"):
+        model.config.problem_type = problem
+        with torch.no_grad():
+            expected = float((model(**batch).logits - other(**batch).logits).square().mean())
+        assert Reference(model, [batch]).divergence(other) == pytest.approx(expected, rel=1e-4)
 
 
 def test_widths_that_are_tried():
@@ -76,7 +138,7 @@ def test_curves_go_through_what_was_measured():
     assert found == sorted(found)
     falling = corrected(order, {2: 20.0, 6: 1.0}).losses.tolist()
     assert falling == sorted(falling)
-    assert corrected(order, {}) is order
+    assert torch.equal(corrected(order, {}).losses, order.losses)
 
 
 @pytest.mark.parametrize("case", ["bert", "option_b"])

@@ -35,7 +35,8 @@ EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 7
 def require_openvino():
     """The `openvino` module, or a [`BackendUnavailableError`] that names the extra."""
     try:
-        import openvino
+        with without_statistics():  # the import alone sends some
+            import openvino
     except ImportError as error:
         raise BackendUnavailableError(
             "OpenVINO is not installed; install it with `pip install hf_compress[openvino]`."

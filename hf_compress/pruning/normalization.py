@@ -32,7 +32,7 @@ def reestimate(model: nn.Module, batches: Iterable[Batch]) -> None:
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and _has_all(module)]
     if not norms:
         return
-    seen = {norm: _Moments() for norm in norms}
+    seen = {norm: _ChannelSums() for norm in norms}
     handles = [norm.register_forward_pre_hook(lambda norm, args: seen[norm].add(args[0])) for norm in norms]
     try:
         with evaluating(model):
@@ -41,16 +41,16 @@ def reestimate(model: nn.Module, batches: Iterable[Batch]) -> None:
     finally:
         for handle in handles:
             handle.remove()
-    for norm, moments in seen.items():
-        if moments.count:
-            _restate(norm, *moments.result())
+    for norm, sums in seen.items():
+        if sums.count:
+            _restate(norm, *sums.moments())
 
 
 def _has_all(norm: nn.Module) -> bool:
     return None not in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
 
 
-class _Moments:
+class _ChannelSums:
     """Sums over examples and positions of what a normalization reads, `(examples, channels, ...)`."""
 
     def __init__(self):
@@ -63,7 +63,7 @@ class _Moments:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         self.squares += x.square().sum(dims, dtype=torch.float64)
 
-    def result(self) -> tuple[Tensor, Tensor]:
+    def moments(self) -> tuple[Tensor, Tensor]:
         mean = self.sum / self.count
         return mean, (self.squares / self.count - mean.square()).clamp(min=0)
 

@@ -127,9 +127,10 @@ def apply_method(
         context.keep_baseline(copy.deepcopy(model).eval())  # a verb's dense model is the one that enters
     _check_target(model, chosen, context)
     if distill is not None:
-        term = distill.term(model, context)  # whether the teacher fits shows now; for the training it is loaded again
-        context.loss_terms += [term] if chosen.trains else []
-        del term
+        term = distill.term(model, context)  # here, so that a teacher that does not fit shows before the surgery
+        if chosen.trains:
+            context.loss_terms.append(term)
+        del term  # surgery needs the memory of the teacher; a training after it loads it again
     made = chosen.function(model, options, context)
     result = model if made is None else made
     if technique in SURGICAL:

@@ -60,15 +60,9 @@ def test_a_layer_without_units_is_judged_by_the_mean_it_gets(case):
     orders, shares = {}, [0.5]
     for group in groups:
         (part,) = group.consumers
-        worth = torch.ones(layers[part.module].out_features)
-        orders[group.name] = eliminate(
-            [
-                Reader(
-                    layers[part.module].weight.detach(), moments[part.module].matrix(centred=True), part.index, worth
-                )
-            ],
-            stops=stops(group, shares),
-        )
+        layer, moment = layers[part.module], moments[part.module].matrix(centred=True)
+        reader = Reader(layer.weight.detach(), moment, part.index, torch.ones(layer.out_features))
+        orders[group.name] = eliminate([reader], stops=stops(group, shares))
     means = {name: moment.mean for name, moment in moments.items()}
     reference = Reference(model, context.calibration(16))
     found = divergences(model, groups, orders, shares, reference, context, means)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_compress import registry
+from hf_compress import load_methods, registry
 from hf_compress.distillation import DistillationTerm, DistillOptions
 from hf_compress.errors import CompressionError, RecipeError, TargetError
 from hf_compress.registry import Target, register_method
@@ -37,6 +37,7 @@ def thin(model: nn.Module, options: ThinOptions, context) -> None:
 @pytest.fixture(autouse=True)
 def methods(monkeypatch):
     """A registry with three methods of the tests beside the real ones."""
+    load_methods()  # what the tests load first would go with them, and an import happens once
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     register_method("prune", "thin", options=ThinOptions, targets={"params"})(thin)
 

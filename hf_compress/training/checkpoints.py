@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from torch import nn
@@ -51,7 +52,7 @@ def resume_point(trainer: Trainer, resume: bool) -> str | None:
     answer: list[Any] = [None, None]
     if trainer.args.process_index == 0:
         try:
-            answer[0] = _resume_point(Path(trainer.args.output_dir), _identity(trainer), resume, trainer)
+            answer[0] = _resume_point(Path(trainer.args.output_dir), resume, trainer)
         except CompressionError as error:
             answer[1] = str(error)
     if trainer.args.world_size > 1:
@@ -83,20 +84,20 @@ def check_weights(model: nn.Module, checkpoint: str) -> None:
         )
 
 
-def _resume_point(folder: Path, identity: dict, resume: bool, trainer: Trainer) -> str | None:
+def _resume_point(folder: Path, resume: bool, trainer: Trainer) -> str | None:
     found = sorted(
         (path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if re.fullmatch(r".*-\d+", path.name)),
         key=lambda path: int(path.name.rsplit("-", 1)[1]),
     )
     whole = [path for path in found if _is_whole(path)] if resume else []
     if whole:
-        _check_identity(folder, identity)
+        _check_identity(folder, _identity(trainer))
     for path in found:
         if path not in whole:
             shutil.rmtree(path)
     saves = trainer.args.save_strategy != "no"
     if saves and not whole:
-        write_json(folder / IDENTITY, identity)
+        write_json(folder / IDENTITY, _identity(trainer))
     return str(whole[-1]) if whole else None
 
 
@@ -117,9 +118,10 @@ def _check_identity(folder: Path, identity: dict) -> None:
     other = read_json(path)
     differing = sorted(key for key in {*identity, *other} if identity.get(key) != other.get(key))
     if differing:
+        hint = " To go on with it, load the model as it was at its start." if differing == ["weights"] else ""
         raise CompressionError(
             f"{folder} holds the checkpoints of another training (it differs in {', '.join(differing)}); "
-            "remove the folder, or give another one."
+            f"remove the folder, or give another one.{hint}"
         )
 
 
@@ -133,6 +135,16 @@ def _identity(trainer: Trainer) -> dict[str, Any]:
         "global_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "examples": len(trainer.train_dataset),
         "loss_terms": [repr(term) for term in getattr(trainer, "loss_terms", ())],
+        "weights": _digest(trainer.model),
         "parameters": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
         "dtype": str(next(trainer.model.parameters()).dtype).removeprefix("torch."),
     }
+
+
+def _digest(model: nn.Module) -> str:
+    """Of the weights that a training starts from."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]

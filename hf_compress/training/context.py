@@ -166,6 +166,9 @@ class Context:
                 resume=self.resume,
             )
         self.note(epochs=report.epochs)
+        if report.resumed_from is not None:
+            place = f"step {report.resumed_from} of {report.steps}"
+            self.note(warnings=[f"The training went on from {place}; its seconds are those from there on."])
         return report
 
     def baseline(self) -> nn.Module:

@@ -60,7 +60,7 @@ def fit(
         compute_metrics (`Callable`, *optional*): `(logits, labels) -> dict[str, float]` for the holdout, instead of
             the data's own.
         resume (`bool`, *optional*, defaults to `True`): go on from the last whole checkpoint in `output_dir`, to the
-            weights and the curve of an uninterrupted training.
+            weights and the curve of an uninterrupted training; `model` has to be as it was at its start.
 
     Raises:
         `CompressionError`: if the checkpoints there belong to another training, or the loss stops being a number.

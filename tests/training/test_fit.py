@@ -54,8 +54,10 @@ def test_a_killed_training_goes_on_in_another_process_to_the_same_weights_and_cu
     worker.wait()
     worker.stderr.close()
     resumed = MODELS[kind]()
-    rest = context(tmp_path / "killed").train(resumed)
+    second = context(tmp_path / "killed")
+    rest = second.train(resumed)
     assert rest.resumed_from == 8  # the end of the second of three epochs of 4 steps
+    assert "went on from step 8 of 12" in " ".join(second.notes["warnings"])
     assert rest.epochs == whole.epochs
     assert [set(row) for row in whole.epochs] == [
         {"epoch", "loss", "learning_rate", "holdout_loss", "holdout_accuracy"}
@@ -103,6 +105,11 @@ def test_the_checkpoints_of_another_training_are_refused(tmp_path):
         fit(tiny_text_model(), data=text_data(), arguments=quick(tmp_path, learning_rate=1e-4))
     with pytest.raises(CompressionError, match="differs in parameters"):
         fit(tiny_text_model(intermediate_size=60), data=text_data(), arguments=quick(tmp_path))
+    other = tiny_text_model()
+    with torch.no_grad():
+        other.classifier.bias[0] += 1e-3
+    with pytest.raises(CompressionError, match=r"differs in weights\)"):
+        fit(other, data=text_data(), arguments=quick(tmp_path))
     fresh = fit(tiny_text_model(), data=text_data(), arguments=quick(tmp_path, learning_rate=1e-4), resume=False)
     assert fresh.resumed_from is None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import CompressionError
+from ..training.data import forward_columns
 
 
 logger = logging.getLogger(__name__)
@@ -71,9 +71,31 @@ def is_regression(model: PreTrainedModel) -> bool:
     return problem_type == "regression" if problem_type else model.config.num_labels == 1
 
 
-def accepted_inputs(teacher: nn.Module) -> set[str]:
-    """The names of the inputs that the teacher takes; a DistilBERT takes no `token_type_ids`, for example."""
-    return set(inspect.signature(teacher.forward).parameters) - {"labels", "return_dict"}
+def accepted_inputs(model: nn.Module) -> set[str]:
+    """The names of the inputs that `model` takes; a DistilBERT takes no `token_type_ids`, for example."""
+    return set(forward_columns(model)) - {"labels", "return_dict"}
+
+
+def token_types(input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """The segments of texts and pairs laid out as `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`, for a teacher that
+    knows them where the student takes none.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(examples, length)`), attention_mask (`torch.Tensor`, *optional*): a batch.
+
+    Returns:
+        `torch.Tensor`: `int64` `(examples, length)`, 1 in the second text of a pair. The separator is the token in
+        which all examples end; if there is no such token, all are 0. Of a single text with a separator in its middle
+            nothing tells that it is no pair.
+    """
+    attended = torch.ones_like(input_ids) if attention_mask is None else (attention_mask > 0).long()
+    last = (attended * torch.arange(input_ids.shape[1], device=input_ids.device)).argmax(1, keepdim=True)
+    ends = input_ids.gather(1, last)
+    separators = ((input_ids == ends) & (attended > 0)).long()
+    if not (ends == ends[0]).all():
+        return torch.zeros_like(input_ids)
+    second = separators.cumsum(1) - separators == 1
+    return (second & (separators.sum(1, keepdim=True) == 2)).long() * attended
 
 
 def renormalization(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -10,11 +10,19 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import CompressionError
+from ..measurement.inputs import has_segments
 from ..measurement.openvino_export import to_openvino
 from ..measurement.runtimes import OpenVinoCallable, openvino_callable
 from ..registry import nearest
 from ..training import prefer_channels_last
-from .compatibility import accepted_inputs, check_hidden_states, check_teacher, is_regression, renormalization
+from .compatibility import (
+    accepted_inputs,
+    check_hidden_states,
+    check_teacher,
+    is_regression,
+    renormalization,
+    token_types,
+)
 from .losses import distillation_loss, hidden_loss, mix, regression_loss
 
 
@@ -32,7 +40,7 @@ class DistillationTerm:
     Args:
         student ([`~transformers.PreTrainedModel`]), teacher ([`~transformers.PreTrainedModel`]): the same task; they
             may be of different architectures. Pixels are normalized anew for a teacher with another mean and standard
-            deviation.
+            deviation, and a teacher that knows the segments of a pair is told them where the student takes none.
         temperature (`float`, *optional*, defaults to 4.0): T, above 0.
         alpha (`float`, *optional*, defaults to 0.9): the weight of the teacher, from 0 to 1; 1 needs no labels.
         name (`str`, *optional*): the teacher's name, for messages.
@@ -72,6 +80,7 @@ class DistillationTerm:
         self._regression = is_regression(student)
         self._inputs = accepted_inputs(teacher)
         self._renormalization = renormalization(student, teacher)
+        self._segments = "token_type_ids" in self._inputs - accepted_inputs(student) and has_segments(teacher)
         self._positions = getattr(teacher.config, "max_position_embeddings", None)
         self._device: torch.device | None = None
 
@@ -124,6 +133,8 @@ class DistillationTerm:
             raise CompressionError(
                 f"teacher: got {tokens.shape[-1]} tokens, and it reads at most {self._positions}; lower max_length."
             )
+        if self._segments and tokens is not None and "token_type_ids" not in inputs:
+            inputs["token_type_ids"] = token_types(tokens, inputs.get("attention_mask"))
         if self.runtime == "torch":
             return self.teacher(**inputs, **({"output_hidden_states": True} if self.hidden else {}))
         if self._compiled is None:

@@ -103,7 +103,8 @@ def _main_input(model: nn.Module) -> str | None:
     return next((name for name in ("pixel_values", "input_ids") if name in names), None)
 
 
-def _has_segments(model: nn.Module) -> bool:
+def has_segments(model: nn.Module) -> bool:
+    """Whether the model tells a first from a second text."""
     # an export has the input only if its model had segments
     return not isinstance(model, nn.Module) or (getattr(model.config, "type_vocab_size", 0) or 0) > 1
 
@@ -127,6 +128,6 @@ def _tokens(model: nn.Module, batch: int, length: int, generator: torch.Generato
     inputs = {"input_ids": ids.to(device)}
     if accepts(model, "attention_mask") and device.type != "meta":
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    if accepts(model, "token_type_ids") and _has_segments(model):
+    if accepts(model, "token_type_ids") and has_segments(model):
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     return inputs

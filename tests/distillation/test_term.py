@@ -17,12 +17,14 @@ from training.material import (
 from transformers import (
     BertForQuestionAnswering,
     BertForTokenClassification,
+    BertTokenizer,
     DistilBertConfig,
     DistilBertForSequenceClassification,
 )
 
 from hf_compress import load_methods
 from hf_compress.distillation import DistillationTerm, DistillOptions
+from hf_compress.distillation.compatibility import token_types
 from hf_compress.distillation.losses import hidden_loss
 from hf_compress.errors import BackendUnavailableError, CompressionError
 from hf_compress.registry import Target
@@ -164,6 +166,33 @@ def test_a_teacher_of_another_architecture_gets_the_inputs_it_takes():
     long = {"input_ids": torch.ones(1, 20, dtype=torch.long), "labels": torch.tensor([0])}
     with pytest.raises(CompressionError, match="got 20 tokens, and it reads at most 16"):
         loss_of(DistillationTerm(student, teacher), student, long)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("pairs", [True, False])
+def test_a_teacher_that_knows_segments_is_told_them(tmp_path, side, pairs):
+    """A DistilBERT's tokenizer makes none; they are those that a BERT's makes."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"), padding_side=side)
+    first, second = ["a b c", "d", "e f"], ["g", "h a b c", "d d"]
+    whole = tokenizer(first, second if pairs else None, padding=True, return_tensors="pt")
+    assert bool(whole["token_type_ids"].any()) == pairs
+    assert torch.equal(token_types(whole["input_ids"], whole["attention_mask"]), whole["token_type_ids"])
+    teacher = tiny_text_model()
+    student = DistilBertForSequenceClassification(
+        DistilBertConfig(vocab_size=100, dim=16, n_layers=1, n_heads=2, hidden_dim=16, max_position_embeddings=32)
+    )
+    bare = {name: value for name, value in whole.items() if name != "token_type_ids"}
+    with torch.no_grad():
+        expected = teacher.eval()(**whole).logits
+    said = DistillationTerm(student, teacher).outputs(bare, torch.device("cpu"))["logits"]
+    torch.testing.assert_close(said, expected)
+
+
+def test_tokens_that_end_in_nothing_in_common_have_no_segments():
+    assert not token_types(torch.tensor([[2, 7, 3, 8, 3], [2, 7, 3, 8, 4]])).any()
+    assert not token_types(torch.tensor([[2, 7, 3, 8, 3, 8, 3]])).any()  # three texts are no pair
 
 
 def test_pixels_are_normalized_anew_for_the_teacher():

@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(verb=_doctor)
 
     methods = verbs.add_parser("methods", help="the methods: what each needs, and where it may stand in a recipe")
+    methods.add_argument("name", nargs="?", help="such as fisher or prune/fisher, for what its options mean")
     methods.add_argument("--json", action="store_true", help="for machines")
     methods.set_defaults(verb=_methods)
     return parser
@@ -257,9 +258,11 @@ def _recipes(path: str, overrides: Sequence[str]) -> tuple[list, Path | None]:
 
 
 def _methods(options) -> None:
-    from .method_table import method_json, method_rows, method_table
+    from .method_table import chosen_rows, method_json, method_rows, method_table, option_table
 
-    print(method_json(method_rows()) if options.json else method_table(method_rows()), end="")
+    rows = chosen_rows(options.name) if options.name else method_rows()
+    show = method_json if options.json else option_table if options.name else method_table
+    print(show(rows), end="")
 
 
 def _set_up_logging(verbose: bool) -> None:

@@ -5,7 +5,9 @@ The order is not written down here: [`~recipe.check_order`] is asked about every
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
@@ -13,7 +15,7 @@ from dataclasses import MISSING, fields
 from . import load_methods
 from .errors import RecipeError
 from .recipe import COMMON_KEYS, METHOD_KEYS, Step, check_order
-from .registry import TECHNIQUES, Method, get_method, methods
+from .registry import TECHNIQUES, Method, get_method, methods, nearest
 
 
 WIDTH = 100
@@ -38,6 +40,20 @@ def method_rows() -> list[dict]:
     load_methods()
     known = sorted(methods(), key=lambda method: TECHNIQUES.index(method.technique))
     return [_row(method, known) for method in known]
+
+
+def chosen_rows(name: str) -> list[dict]:
+    """The rows of the methods that a user may mean by `name`: "fisher", "prune/fisher", or all of "prune".
+
+    Raises:
+        `RecipeError`: if there is none.
+    """
+    rows = {f"{row['technique']}/{row['method']}": row for row in method_rows()}
+    found = [row for full, row in rows.items() if name in (full, row["method"], row["technique"])]
+    if not found:
+        known = sorted({part for full in rows for part in (full, *full.split("/"))})
+        raise RecipeError(f"methods: got {name!r}{nearest(name, known)}; allowed are {', '.join(rows)}.")
+    return found
 
 
 def order_of(method: Method, known: Iterable[Method]) -> dict:
@@ -76,6 +92,11 @@ def method_table(rows: Iterable[dict], width: int = WIDTH) -> str:
     return "\n\n".join(_block(row, width) for row in rows) + "\n"
 
 
+def option_table(rows: Iterable[dict], width: int = WIDTH) -> str:
+    """The rows of [`method_rows`] as text with the meaning of every option."""
+    return "\n\n".join("\n".join([_block(row, width), "", *_options(row, width)]) for row in rows) + "\n"
+
+
 def method_json(rows: Iterable[dict]) -> str:
     """The rows of [`method_rows`] as a JSON list."""
     return json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n"
@@ -98,8 +119,22 @@ def _row(method: Method, known: list[Method]) -> dict:
         "targets": sorted(method.targets),
         "blocks": list(COMMON_KEYS[method.technique]),
         "options": options,
+        "meanings": {name: meaning for name, meaning in meanings(method.options).items() if name in options},
         "order": order_of(method, known),
     }
+
+
+def meanings(options: type) -> dict[str, str]:
+    """What the docstring of a class of options, and of those it is made from, says under `Args` of each."""
+    found: dict[str, str] = {}
+    for part in options.__mro__:
+        text = inspect.cleandoc(part.__dict__.get("__doc__") or "").partition("Args:\n")[2].partition("\n\n")[0]
+        for entry in re.split(r"\n(?=\S)", textwrap.dedent(text)):
+            head = re.match(r"((?:\w+ \([^)]*\)(?:, )?)+): (.*)", " ".join(entry.split()))
+            if head:
+                meaning = re.sub(r"\[(`[^`]*`)\]", r"\1", head[2]).replace("~", "")
+                found = {name: meaning for name in re.findall(r"(\w+) \(", head[1])} | found
+    return found
 
 
 def _default(field):
@@ -151,6 +186,14 @@ def _block(row: dict, width: int) -> str:
     for name, value in lines.items():
         text.append(textwrap.fill(value, width, initial_indent=f"    {name:<9} ", subsequent_indent=" " * 14))
     return "\n".join(text)
+
+
+def _options(row: dict, width: int) -> list[str]:
+    lines = []
+    for name, default in row["options"].items():
+        text = f"{name}: {row['meanings'].get(name, '')} Default: {json.dumps(default)}."
+        lines.append(textwrap.fill(text, width, initial_indent=" " * 4, subsequent_indent=" " * 8))
+    return lines
 
 
 def _needs(row: dict) -> str:

@@ -95,6 +95,29 @@ def test_machines_get_the_same(capsys, table):
         assert row["supports"] == table[name]["supports"].split(", ")
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_is_explained(name, capsys):
+    assert main(["methods", name]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    (row,) = (row for row in method_rows() if f"{row['technique']}/{row['method']}" == name)
+    shown = " ".join(shown.split())
+    for option, default in row["options"].items():
+        meaning = row["meanings"][option]
+        assert len(meaning) > 15 and meaning[-1] in ".;)", option
+        assert f" {option}: {meaning} Default: {json.dumps(default)}." in shown
+
+
+def test_methods_are_found_by_either_name(capsys):
+    assert main(["methods", "fisher", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["method"] == "fisher" and "score_samples" in row["meanings"]
+    assert main(["methods", "prune", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == sum(name.startswith("prune/") for name in METHODS)
+    assert main(["methods", "fischer"]) != 0
+    assert "'fischer'" in (message := capsys.readouterr().err) and "fisher" in message and "prune/magnitude" in message
+
+
 def test_a_new_method_appears_by_itself(monkeypatch):
     @dataclasses.dataclass
     class Options:

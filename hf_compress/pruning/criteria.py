@@ -57,7 +57,10 @@ class CriterionOptions(UnitOptions):
             target they are not pruned.
         steps (`int`, *optional*, defaults to 10): the target is approached in this many steps, each of which scores
             what is left anew.
-        repair (`bool`, *optional*, defaults to `False`): here it has to be asked for.
+        repair (`bool`, *optional*, defaults to `False`): fit the layers that read what was pruned anew afterwards, so
+            that the blocks give what they gave; see [`repair`]. Needs examples.
+        samples (`int`, *optional*, defaults to 1024): training examples for the repair, and for scores that look at
+            data.
     """
 
     repair: bool = False

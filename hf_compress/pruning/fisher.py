@@ -48,8 +48,8 @@ class FisherOptions(UnitOptions):
     Args:
         score (`str`, *optional*, defaults to `"reconstruction"`): what a layer loses with its units. With
             `"reconstruction"` what is left of its readers' outputs after they are fitted anew, weighted by the loss's
-            squared gradients there; with `"masks"` the Fisher information of masks on the units; in layers of up to
-            256 units with what it says between them.
+            squared gradients there; with `"masks"` the Fisher information of masks on the units, in layers of up to
+            256 units with its terms between them.
         score_samples (`int`, *optional*, defaults to 1024): training examples for the scores; `samples` are those of
             the repair.
         probes (`tuple[float, ...]`, *optional*): fractions of every layer's units at which the divergence of the
@@ -57,7 +57,8 @@ class FisherOptions(UnitOptions):
         probe_samples (`int`, *optional*, defaults to 256): training examples for that.
         passes (`int`, *optional*, defaults to 1): the target is approached in this many passes, by the same factor
             each, with a repair after each.
-        refine (`int`, *optional*, defaults to 6): as for all, but with another default.
+        refine (`int`, *optional*, defaults to 6): passes over the examples in which all weights of a block are brought
+            nearer to the dense one, after the repair.
     """
 
     refine: int = 6

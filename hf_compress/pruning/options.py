@@ -15,7 +15,7 @@ class RepairOptions:
     Args:
         repair (`bool`, *optional*, defaults to `True`): fit the layers that read what was pruned anew afterwards, so
             that the blocks give what they gave; see [`repair`]. Needs examples.
-        samples (`int`, *optional*, defaults to 1024): training examples for that, and for scores that look at data.
+        samples (`int`, *optional*, defaults to 1024): training examples for the repair.
         ridge (`float`, *optional*, defaults to 1e-3): the penalty of the repair.
         refine (`int`, *optional*, defaults to 0): passes over the examples in which all weights of a block are brought
             nearer to the dense one, after the repair.
@@ -49,7 +49,8 @@ class UnitOptions(RepairOptions):
     """Options of the methods that take units out of layers: those of the repair, and
 
     Args:
-        min_channels (`int`, *optional*, defaults to 4): channels that stay in every convolution.
+        min_channels (`int`, *optional*, defaults to 4): channels that stay in every convolution that stays; `fisher`
+            may take out whole residual blocks.
         round_to (`int`, *optional*, defaults to 1): widths of channels and neurons become multiples of this.
         heads (`bool`, *optional*, defaults to `True`), neurons (`bool`, *optional*, defaults to `True`): whether
             attention heads and feed-forward neurons may go; in an encoder only.

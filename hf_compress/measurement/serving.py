@@ -33,7 +33,7 @@ class Serving:
         batch (`int`, *optional*, defaults to 1), length (`int`, *optional*): of the inputs; tokens, for texts.
         threads (`int`, *optional*): by default what [`configure_threads`] set.
         quantize (`Callable`, *optional*): makes an int8 `OVModel` of a torch model; needed for the precision int8.
-        scheme (`str`, *optional*): how that is done.
+        quantization (`dict`, *optional*): the options with which that is done.
 
     Raises:
         `RecipeError`: for a precision that the runtime does not have.
@@ -45,7 +45,7 @@ class Serving:
     length: int | None = None
     threads: int | None = None
     quantize: Callable[[nn.Module], Any] | None = None
-    scheme: str | None = None
+    quantization: dict[str, Any] | None = None
 
     def __post_init__(self):
         if self.runtime not in PRECISIONS:

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 SCORES = ("reconstruction", "masks")
 MOMENT_BYTES = 2**29  # second moments that are held at once
 ATTEMPTS = 4  # to meet a target of latency
-MARGIN = 0.98  # of the budget, after an attempt that came out too slow
+MARGIN = 0.98  # of the budget, after an attempt that came out too slow or needlessly fast
+NEAR = 0.96  # of the budget, from which on an attempt is fast enough and not needlessly so
 
 
 @dataclass(frozen=True)
@@ -148,19 +149,26 @@ def _selection(
     options: FisherOptions,
     context: StepContext,
 ) -> Selection:
-    """The choice; if it is to meet a target of latency, a smaller budget is tried when the whole network is slower."""
+    """The choice; if it is to meet a target of latency, other budgets are tried when the whole network is slower than
+    its layers, or faster. The largest of those that meet it is taken."""
+    if context.target.kind != "latency" or not is_last:
+        return choose(groups, orders, costs, budget, options.round_to)
+    lowest = lowest_cost(groups, costs, options.round_to) * (1 + 1e-9)  # whatever sums are rounded to
+    found: list[tuple[float, float, Selection]] = []
     for _ in range(ATTEMPTS):
         selection = choose(groups, orders, costs, budget, options.round_to)
-        if context.target.kind != "latency" or not is_last:
+        if any(widths(selection) == widths(other) for _, _, other in found):
             break
         trial = copy.deepcopy(model)
         shrink(trial, groups, selection)
         reached = context.cost(trial).latency
-        if reached <= context.budget:
+        found.append((budget, reached, selection))
+        if NEAR * context.budget <= reached <= context.budget:
             break
-        lowest = lowest_cost(groups, costs, options.round_to) * (1 + 1e-9)  # whatever sums are rounded to
-        budget = max(budget * context.budget / reached * MARGIN, lowest)
-    return selection
+        budget = min(max(budget * context.budget / reached * MARGIN, lowest), costs.now)
+    met = [attempt for attempt in found if attempt[1] <= context.budget]
+    best = max(met, key=lambda attempt: attempt[0]) if met else min(found, key=lambda attempt: attempt[1])
+    return best[2]
 
 
 def _orders(

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ..measurement import cpu_name, environment, example_inputs
+from ..measurement import cpu_name, environment, evaluating, example_inputs
 from ..measurement.machine import configured_threads
 from ..measurement.serving import Serving
 from ..registry import StepContext
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 NOT_COMPUTED = ("quantization_config", "_name_or_path", "transformers_version")  # of a config: no kernel asks for it
 WIDTHS = 8  # that are measured of a group, at most, evenly spaced
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -100,7 +100,8 @@ def measure_latency_costs(
         kept = read_json(path)
         return LatencyCosts(kept["now"], {n: {int(w): s for w, s in t.items()} for n, t in kept["tables"].items()})
     regions = {group.name: _region(group) for group in groups}
-    rounds = _rounds(model, groups)
+    kinds = _kinds(model, groups, serving)
+    rounds = _rounds(groups, kinds)
     now = serving.module_seconds(model)
     tables = {group.name: {group.size: _seconds(now, regions[group.name])} for group in groups}
     for kept in context.progress(rounds, "latencies"):
@@ -112,7 +113,7 @@ def measure_latency_costs(
         seconds = serving.module_seconds(small)
         for name, width in kept.items():
             tables[name][width] = _seconds(seconds, regions[name])
-    tables = _shared(model, groups, tables)
+    tables = _shared(kinds, tables)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"format_version": FORMAT_VERSION, "now": sum(now.values()), "tables": tables})
@@ -133,15 +134,47 @@ def inner_groups(groups: Sequence[UnitGroup], blocks: Sequence[str]) -> tuple[li
     return inner, kept
 
 
-def _rounds(model: nn.Module, groups: Sequence[UnitGroup]) -> list[dict[str, int]]:
+def _kinds(model: nn.Module, groups: Sequence[UnitGroup], serving: Serving) -> list[list[UnitGroup]]:
+    """The groups that look alike, in surroundings that do too: modules of the same shapes that read the same sizes."""
+    reads: dict[nn.Module, tuple] = {}
+
+    def watch(module: nn.Module, args: tuple) -> None:
+        reads[module] = tuple(args[0].shape) if args and hasattr(args[0], "shape") else ()
+
+    handles = [module.register_forward_pre_hook(watch) for module in model.modules()]
+    try:
+        with evaluating(model):
+            model(**example_inputs(model, 1, serving.length))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    def surroundings(group: UnitGroup) -> tuple:
+        modules = [module for name in _region(group) for module in model.get_submodule(name).modules()]
+        return tuple(
+            (type(module), reads.get(module), *(tuple(p.shape) for p in module.parameters(recurse=False)))
+            for module in modules
+        )
+
+    found: list[list[UnitGroup]] = []
+    for kind in look_alikes(model, groups):
+        alike: dict[tuple, list[UnitGroup]] = {}
+        for group in kind:
+            alike.setdefault(surroundings(group), []).append(group)
+        found += alike.values()
+    return found
+
+
+def _rounds(groups: Sequence[UnitGroup], kinds: Sequence[Sequence[UnitGroup]]) -> list[dict[str, int]]:
     """Widths of all groups in each of the models to measure, so that every width of every kind of group is met."""
-    turns: dict[int, list[UnitGroup]] = {}
+    turns: dict[int, set[str]] = {}
     taken: Counter = Counter()
     for group in groups:  # of those that live in the same modules, one at a time
         region = tuple(_region(group))
-        turns.setdefault(taken[region], []).append(group)
+        turns.setdefault(taken[region], set()).add(group.name)
         taken[region] += 1
-    return [kept for turn in turns.values() for kept in _turn(look_alikes(model, turn))]
+    parts = ([[group for group in kind if group.name in turn] for kind in kinds] for turn in turns.values())
+    return [kept for part in parts for kept in _turn([kind for kind in part if kind])]
 
 
 def _turn(kinds: Sequence[Sequence[UnitGroup]]) -> list[dict[str, int]]:
@@ -170,14 +203,21 @@ def _seconds(by_module: Mapping[str, float], region: Sequence[str]) -> float:
     return sum(s for name, s in by_module.items() if any(f"{name}.".startswith(f"{parent}.") for parent in region))
 
 
-def _shared(model: nn.Module, groups: Sequence[UnitGroup], tables: Mapping[str, dict[int, float]]) -> dict:
+def _shared(kinds: Sequence[Sequence[UnitGroup]], tables: Mapping[str, dict[int, float]]) -> dict:
     """What was measured of one group holds for all that look like it; of several measurements the median."""
     found = {}
-    for names in look_alikes(model, groups):
+    for names in kinds:
         widths = sorted({width for group in names for width in tables[group.name]})
         table = {w: float(np.median([tables[g.name][w] for g in names if w in tables[g.name]])) for w in widths}
         found.update({group.name: table for group in names})
     return found
+
+
+def _quantization(serving: Serving) -> dict | None:
+    """The options that decide which operations are int8; how their ranges are found costs no time later."""
+    if serving.precision != "int8" or serving.quantization is None:
+        return None
+    return {name: value for name, value in serving.quantization.items() if name != "calibration_samples"}
 
 
 def _cache_path(model: nn.Module, groups: Sequence[UnitGroup], serving: Serving) -> Path:
@@ -185,7 +225,7 @@ def _cache_path(model: nn.Module, groups: Sequence[UnitGroup], serving: Serving)
     facts = {
         "format_version": FORMAT_VERSION,
         "cpu": cpu_name(),
-        "serving": [serving.runtime, serving.precision, serving.scheme],
+        "serving": [serving.runtime, serving.precision, _quantization(serving)],
         "version": environment()["versions"].get(serving.runtime),
         "threads": serving.threads or configured_threads(),
         "inputs": {n: list(v.shape) for n, v in example_inputs(model, serving.batch, serving.length).items()},

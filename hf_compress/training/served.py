@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -38,10 +38,10 @@ def serving(context: Context, options: Any = None, **settings) -> Serving:
             chosen = replace(chosen, calibration_samples=min(chosen.calibration_samples, CALIBRATION_SAMPLES))
         return method.function(model, chosen, context.apart())
 
-    allowed = [name for name in Serving.__dataclass_fields__ if name not in ("quantize", "scheme")]
+    allowed = [name for name in Serving.__dataclass_fields__ if name not in ("quantize", "quantization")]
     unknown = [name for name in settings if name not in allowed]
     if unknown:
         raise RecipeError(
             f"measure.{unknown[0]}: unknown key{nearest(unknown[0], allowed)}; allowed are {', '.join(allowed)}."
         )
-    return Serving(quantize=quantize, scheme=getattr(options, "scheme", None), **settings)
+    return Serving(quantize=quantize, quantization=None if options is None else asdict(options), **settings)

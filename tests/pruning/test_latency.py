@@ -11,8 +11,9 @@ from hf_compress.pruning import find_units, prune
 from hf_compress.pruning.blocks import chain
 from hf_compress.pruning.latency_costs import LatencyCosts, _cache_path, inner_groups, measure_latency_costs
 from hf_compress.pruning.selection import _widths
+from hf_compress.quantization import OpenVinoOptions
 from hf_compress.structure import Removed, describe
-from hf_compress.training import Context
+from hf_compress.training import Context, serving
 
 from . import cases
 
@@ -20,7 +21,7 @@ from . import cases
 class Staircase:
     """A serving in which a layer takes a millisecond for every 4 units it has, or part of them."""
 
-    runtime, precision, scheme, batch, length, threads = "made up", "f32", None, 1, None, 1
+    runtime, precision, quantization, batch, length, threads = "made up", "f32", None, 1, None, 1
 
     def __init__(self, groups):
         self.groups, self.calls = groups, 0
@@ -36,7 +37,8 @@ class Staircase:
             except AttributeError:
                 width = 0
             seconds[name] = 0.001 * -(-width // (4 * group.producers[0].positions))
-        return seconds
+        shortcuts = [name for name, module in model.named_modules() if name.endswith("downsample")]
+        return seconds | dict.fromkeys(shortcuts, 0.005)
 
     def latencies(self, model, against):
         return sum(self.module_seconds(model).values()), sum(self.module_seconds(against).values())
@@ -91,6 +93,23 @@ def test_a_target_is_met_in_the_time_of_the_runtime(case, monkeypatch, tmp_path)
         assert all(width % 4 == 0 for width in widths)
 
 
+@pytest.mark.parametrize("power", [0.7, 1.0, 1.5])
+def test_a_network_that_is_not_the_sum_of_its_layers_uses_the_time_it_has(power, monkeypatch):
+    """Faster than its layers say, or slower."""
+    model = cases.make("option_a")
+    serving = Staircase(inner_groups(find_units(model).groups, chain(model))[0])
+
+    def latencies(model, against):
+        own, full = (sum(serving.module_seconds(each).values()) for each in (model, against))
+        return full * (own / full) ** power, full
+
+    serving.latencies = latencies
+    monkeypatch.setattr("hf_compress.pruning.verb.serving", lambda context, **settings: serving)
+    options = {"samples": 16, "probe_samples": 8, "min_channels": 2, **cases.examples_for(model)}
+    report = prune(model, method="fisher", target={"latency": 0.6}, **options)
+    assert 0.9 * 0.6 <= report.achieved <= 0.6 and not report.warnings
+
+
 def test_widths_between_two_that_were_measured_are_offered_too():
     """With widths in steps of 8, of 24 channels measured in steps of 3."""
     model = cases.timm_network("resnet26", channels=(24, 24, 24, 24))
@@ -124,6 +143,18 @@ def test_the_same_shapes_in_another_network_are_measured_anew():
     for model in networks:
         groups = find_units(model).groups
         paths.add(_cache_path(model, groups, Staircase(groups)))
+    assert len(paths) == 2
+
+
+def test_another_quantization_is_measured_anew():
+    model = cases.make("bert")
+    groups = find_units(model).groups
+    paths = set()
+    for exclude in ([], ["*.layer.0.*"]):
+        for samples in (32, 64):
+            options = OpenVinoOptions(exclude=exclude, calibration_samples=samples)
+            served = serving(Context(**cases.examples_for(model)), options, precision="int8")
+            paths.add(_cache_path(model, groups, served))
     assert len(paths) == 2
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 import hf_compress as hc
 from hf_compress.errors import CompressionError, RecipeError
-from hf_compress.measurement import evaluate, has_fast_bf16
+from hf_compress.measurement import count, evaluate, has_fast_bf16
 from hf_compress.quantization import load_exported
 from hf_compress.recipe import load_recipe
 from hf_compress.runner import plan, run
@@ -125,6 +125,46 @@ def test_a_text_recipe_with_recovery_after_the_surgery(tmp_path, text_root):
     model = AutoModelForSequenceClassification.from_pretrained(finished.output_dir / "stages" / "02_factorize")
     with torch.no_grad():
         assert model(input_ids=torch.tensor([[2, 5, 3]])).logits.shape == (1, 2)
+
+
+SMALL = {"samples": 32, "probe_samples": 8, "distill": {"alpha": 0.5}}
+
+
+@pytest.mark.parametrize("options", [{"method": "fisher", "score_samples": 16}, {"method": "depth"}])
+def test_training_free_pruning_and_recovery(tmp_path, text_root, options):
+    pruned = {"prune": {**SMALL, **options, "target": {"macs": 0.6, "scope": "encoder"}}}
+    finished = run(text_recipe(tmp_path / "run", text_root, [{"finetune": {}}, pruned]))
+    dense, stage = finished.results["stages"]
+    assert stage["encoder_macs"] <= 0.6 * dense["encoder_macs"]
+    assert len(stage["epochs"]) == 2 and stage["seconds"]["train"] > 0 < stage["seconds"]["surgery"]
+    model = AutoModelForSequenceClassification.from_pretrained(finished.output_dir / "stages" / "01_prune")
+    assert count(model).encoder_macs == stage["encoder_macs"]
+
+
+def test_a_target_of_latency_speaks_of_the_int8_model_to_come(tmp_path, text_root, monkeypatch):
+    """Exports and ranges are real, the time is made up: a weight, a second."""
+    asked = []
+
+    def seconds_of(model):
+        return {name: float(m.weight.numel()) for name, m in model.named_modules() if type(m) is torch.nn.Linear}
+
+    def latencies(self, model, against, seconds=5.0):
+        graph = self.export(model).model
+        quantized = any(op.get_type_name() == "FakeQuantize" for op in graph.get_ops())
+        asked.append((self.precision, self.batch, self.length, *self.quantization["exclude"], quantized))
+        return sum(seconds_of(model).values()), sum(seconds_of(against).values())
+
+    monkeypatch.setattr("hf_compress.pruning.latency_costs.cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setattr("hf_compress.measurement.Serving.latencies", latencies)
+    monkeypatch.setattr("hf_compress.measurement.Serving.module_seconds", lambda self, model: seconds_of(model))
+    pruned = {"prune": {**SMALL, "method": "fisher", "score_samples": 16, "target": {"latency": 0.7}}}
+    int8 = {"quantize": {**INT8["quantize"], "exclude": ["*.pooler"]}}
+    recipe = text_recipe(tmp_path / "run", text_root, [{"finetune": {}}, pruned, int8])
+    finished = run({**recipe, "measure": {**recipe["measure"], "batch": 3, "length": 12}})
+    assert set(asked) == {("int8", 3, 12, "*.pooler", True)}
+    stage = finished.results["stages"][1]
+    assert stage["target"]["latency"] == 0.7 and stage["achieved"] <= 0.7 and not stage["warnings"]
+    assert stage["epochs"] and [s["technique"] for s in finished.results["stages"]][-1] == "quantize"
 
 
 def test_distilling_into_another_student_has_the_teacher_as_baseline(tmp_path, text_root):

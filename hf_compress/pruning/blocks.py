@@ -75,7 +75,8 @@ def removable(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> list[str]:
     def watch(name: str):
         def keep(module: nn.Module, args: tuple, output) -> None:
             output = output[0] if isinstance(output, tuple) else output
-            same.setdefault(name, []).append(args[0].shape == output.shape)
+            shapes = [getattr(value, "shape", None) for value in (args[0], output)]  # some hand on lists
+            same.setdefault(name, []).append(shapes[0] is not None and shapes[0] == shapes[1])
 
         return keep
 
@@ -87,13 +88,18 @@ def removable(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    found = [name for name in names if same.get(name) == [True] and not isinstance(model.get_submodule(name), Removed)]
+    found = [name for name in names if same.get(name) == [True] and _is_composed(model.get_submodule(name))]
     if not found:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: none of its blocks ({', '.join(names)}) keeps the shape of what it reads, "
-            "so none can leave; prune channels instead."
+            f"{type(model).__name__}: none of its blocks ({', '.join(names)}) is more than a layer and keeps the "
+            "shape of what it reads, so none can leave; prune channels instead."
         )
     return found
+
+
+def _is_composed(module: nn.Module) -> bool:
+    """Not a single layer or a pooling, which some networks have among their blocks, nor what stands for a block."""
+    return any(True for child in module.children() for _ in child.parameters())
 
 
 @contextmanager
@@ -103,7 +109,7 @@ def without(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     originals = {name: module for name, module in originals.items() if not isinstance(module, Removed)}
     try:
         for name, module in originals.items():
-            model.set_submodule(name, Removed.replacing(module))
+            model.set_submodule(name, Removed.replacing(module) if module.state_dict() else nn.Identity())
         yield
     finally:
         for name, module in originals.items():

@@ -34,6 +34,7 @@ from .importance import (
 from .inventory import find_units
 from .iteration import Scorer, check_reach, prune_to_target
 from .options import UnitOptions
+from .preconditions import check_repair
 from .repair import pruned_readers, repairing
 from .selection import narrowest
 from .surgery import shrink
@@ -171,7 +172,7 @@ def _prune(model: nn.Module, options: CriterionOptions, context: StepContext, cr
     inventory = find_units(model, heads=options.heads, neurons=options.neurons, min_channels=options.min_channels)
     if inventory.kept:
         context.note(kept=inventory.kept)
-
+    check_repair(model, options, context)
     alike = look_alikes(model, inventory.groups)  # of the dense model: cut layers look alike no more
 
     def score(model: nn.Module, groups: Sequence[UnitGroup]) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ from .blocks import chain, removable, without
 from .inventory import find_units
 from .iteration import check_reach
 from .options import RepairOptions
+from .preconditions import check_repair
 from .repair import repairing
 from .sensitivity import Reference
 
@@ -46,7 +47,8 @@ class DepthOptions(RepairOptions):
 def prune_depth(model: nn.Module, options: DepthOptions, context: StepContext) -> None:
     """Remove the blocks without which the predictions move least, one after another."""
     reference = Reference(model, context.calibration(options.probe_samples))
-    blocks = removable(model, reference.batches[0])
+    check_repair(model, options, context)
+    whole, blocks = chain(model), removable(model, reference.batches[0])
     target, budget = context.target, context.budget
     now = context.cost(model).of(target)
     saved = {}
@@ -60,6 +62,8 @@ def prune_depth(model: nn.Module, options: DepthOptions, context: StepContext) -
         for name in gone:
             model.set_submodule(name, Removed.replacing(model.get_submodule(name)))
     context.note(layers={name: {"kept": int(name not in gone), "of": 1} for name in blocks})
+    if kept := [name for name in whole if name not in blocks and not isinstance(model.get_submodule(name), Removed)]:
+        context.note(kept=dict.fromkeys(kept, "it changes the shape of what it reads, or is a single layer"))
     _close_up(model, gone)
 
 

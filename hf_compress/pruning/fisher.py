@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import RecipeError, UnsupportedModelError
 from ..measurement.moments import Moments, input_moments
 from ..registry import StepContext, nearest, register_method
-from .blocks import chain, check_chain
+from .blocks import chain
 from .channels import refresh_timm
 from .costs import CostModel
 from .elimination import Order, Reader, eliminate, eliminate_masked
@@ -24,6 +24,7 @@ from .inventory import find_units
 from .iteration import check_reach
 from .latency_costs import inner_groups, measure_latency_costs
 from .options import UnitOptions
+from .preconditions import check_repair
 from .repair import pruned_readers, repairing
 from .selection import Costs, choose, lowest_cost
 from .sensitivity import Reference, corrected, divergences, stops
@@ -101,8 +102,7 @@ def prune_fisher(model: nn.Module, options: FisherOptions, context: StepContext)
     costs, budget = _costs(model, groups, context)
     lowest = lowest_cost(groups, costs, options.round_to)
     check_reach(context.target, budget, costs.now, lowest, budget / context.target.fraction)
-    if options.repair:  # what cannot be repaired is refused before anything takes long
-        check_chain(model, next(iter(context.calibration(1))))
+    check_repair(model, options, context)
     readers = partial(pruned_readers, model, groups=groups)
     sizes = {group.name: group.size for group in groups}
     left = dict.fromkeys(sizes, 0)

@@ -17,20 +17,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..measurement import device_of, evaluating, has_fast_bf16, twin, unshare
+from ..errors import CompressionError
+from ..measurement import twin, unshare
 from ..measurement.moments import input_rows
 from ..structure import Constant
-from .blocks import check_chain
 from .fits import Fit, find_fits, scale_of
 from .normalization import reestimate
-from .streams import Place, Streams, first_of, watch
+from .refinement import refine_block
+from .streams import Place, Streams, watch
 from .surgery import ROWS
 from .units import UnitGroup, side_size
 
@@ -48,15 +49,11 @@ def repairing(
     """Repair `model` after what is cut out of it here, and on the way whenever what this gives is called.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): dense on entering, smaller on leaving.
+        model ([`~transformers.PreTrainedModel`]): dense on entering, smaller on leaving; see [`check_repair`].
         layers (`Callable`): given the dense model, names the layers to fit; asked on leaving.
         options: with `samples`, `ridge` and `refine`, see [`repair`].
         context ([`StepContext`]): gives the examples; gets the note `repair`.
-
-    Raises:
-        [`UnsupportedModelError`]: on entering, if the blocks do not form a chain.
     """
-    check_chain(model, next(iter(context.calibration(1))))
     dense = twin(model)  # what is cut is replaced, so that no memory is needed for all of it twice
     figures = {name: getattr(options, name) for name in ("samples", "ridge", "refine")}
     with following_rows(model) as rows:
@@ -153,7 +150,7 @@ def repair(
                 left[fit.layer] = _refit(streams, block, fit, ridge, (rows or {}).get(fit.layer))
             if fits and refine:
                 kept = [index for name, index in (rows or {}).items() if name.startswith(f"{block}.")]
-                left[block] = _refine(streams, block, refine, context.seed, kept[-1] if kept else None)
+                left[block] = refine_block(streams, block, refine, context.seed, kept[-1] if kept else None)
             for _ in streams.play(block, keep=True):
                 pass
     return left
@@ -210,85 +207,36 @@ def _refit(streams: Streams, block: str, fit: Fit, ridge: float, kept: Tensor | 
     last = 1 if isinstance(layer, nn.Conv2d) else -1  # the dimension of the channels
     regression = None
     try:
-        for weights, dense in streams.play(block, ["pruned"]):
-            gives, now, wanted = (
-                tensor.movedim(last, -1) for tensor in (seen[fit.layer, "gives"], seen[place], dense[place])
-            )
-            wanted = wanted if kept is None else wanted[..., kept.to(wanted.device)]
-            # what the layer has to give for the sum to be that of the dense network; the other summands stay
-            target = gives + (wanted - now) / torch.where(usable, scale, 1.0).to(gives)
-            if weights is not None and target.shape[:2] != weights.shape:
-                weights = None  # no tokens
-            mask = None if weights is None else (weights > 0).to(target.device)
-            target = target.flatten(0, -2) if mask is None else target[mask]
-            weights = None if mask is None else weights.to(target)[mask]
-            if regression is None:
-                regression = _Regression(_coefficients(layer).cpu(), _has_intercept(layer, norm))
-            for rows in (
-                input_rows(layer, seen[fit.layer, "reads"], mask)
-                if not isinstance(layer, Constant)
-                else [target[:, :0]]
-            ):
-                regression.add(rows, target[: len(rows)], weights)
-                target = target[len(rows) :]  # tokens come all at once, patches of images some at a time
+        with closing(streams.play(block, ["pruned"])) as batches:
+            for weights, dense in batches:
+                gives, now, wanted = (
+                    tensor.movedim(last, -1) for tensor in (seen[fit.layer, "gives"], seen[place], dense[place])
+                )
+                wanted = wanted if kept is None else wanted[..., kept.to(wanted.device)]
+                # what the layer has to give for the sum to be that of the dense network; the other summands stay
+                target = gives + (wanted - now) / torch.where(usable, scale, 1.0).to(gives)
+                if weights is not None and target.shape[:2] != weights.shape:
+                    weights = None  # no tokens
+                mask = None if weights is None else (weights > 0).to(target.device)
+                target = target.flatten(0, -2) if mask is None else target[mask]
+                weights = None if mask is None else weights.to(target)[mask]
+                if regression is None:
+                    regression = _Regression(_coefficients(layer).cpu(), _has_intercept(layer, norm))
+                for rows in (
+                    input_rows(layer, seen[fit.layer, "reads"], mask)
+                    if not isinstance(layer, Constant)
+                    else [target[:, :0]]
+                ):
+                    regression.add(rows, target[: len(rows)], weights)
+                    target = target[len(rows) :]  # tokens come all at once, patches of images some at a time
     finally:
         for handle in handles:
             handle.remove()
+    if not (regression.gram.isfinite().all() and regression.cross.isfinite().all()):
+        raise CompressionError(f"{fit.layer} reads, or is to give, values that are not finite; check the weights.")
     found, error = regression.solve(ridge)
     _set_coefficients(layer, norm, torch.where(usable.to(found.device), found, regression.start), scale)
     return error
-
-
-RATE = 2e-3  # of Adam, at its highest
-
-
-def _refine(streams: Streams, block: str, passes: int, seed: int, kept: Tensor | None) -> float:
-    """Descend on the error of the block's output in all its weights; the error that is left, as a share."""
-    module = streams.models["pruned"].get_submodule(block)
-    parameters = [
-        parameter for parameter in module.parameters() if parameter.is_floating_point() and parameter.numel()
-    ]
-    trainable = [parameter.requires_grad for parameter in parameters]
-    generator = torch.Generator().manual_seed(seed)
-    steps = passes * len(streams)
-    warm_up = 0.1 if steps != 10 else 0.15  # one step of warm-up has no length, and OneCycleLR divides by it
-    fast = has_fast_bf16() and device_of(module).type == "cpu"
-    first, last = [], []
-    try:
-        with evaluating(module), torch.enable_grad():
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-            optimizer = torch.optim.Adam(parameters, lr=RATE)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=warm_up)
-            for _ in range(passes):
-                last = []
-                order = torch.randperm(len(streams), generator=generator).tolist()
-                for args, kwargs, wanted, weights in streams.pairs(block, "pruned", "dense", order):
-                    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                        output = module(*args, **kwargs)
-                    output = first_of(output).float()
-                    if kept is not None:  # the stream may have lost channels
-                        wanted = wanted.index_select(1 if wanted.dim() == 4 else -1, kept.to(wanted.device))
-                    loss = _error(output, wanted, weights)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-                    last.append(float(loss.detach()))
-                first = first or last
-    finally:
-        for parameter, flag in zip(parameters, trainable, strict=True):
-            parameter.grad = None
-            parameter.requires_grad_(flag)
-    return sum(last) / sum(first) if sum(first) else 1.0
-
-
-def _error(output: Tensor, wanted: Tensor, weights: Tensor | None) -> Tensor:
-    """The mean squared error of an element, weighted by what its token counts."""
-    if weights is None:
-        return (output - wanted).square().mean()
-    by_token = (output - wanted).square().mean(-1)
-    return (by_token * weights.to(by_token)).sum() / (weights > 0).sum()
 
 
 def _place(fit: Fit) -> Place:

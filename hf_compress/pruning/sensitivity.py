@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from ..measurement import device_of, evaluating
 from .blocks import chain, check_chain, entering, moved, without
 from .elimination import Order
 from .masks import masked
+from .token_weights import without_padding
 from .units import UnitGroup
 
 
@@ -94,8 +95,9 @@ class Reference:
     def divergence(self, model: nn.Module) -> float:
         """How far the predictions of `model` are from those kept, see [`divergence`]."""
         total = 0.0
-        for now, then in zip(self._predictions(model), self.logits, strict=True):
-            total += divergence(now, then, self._exclusive) * len(then)
+        with closing(self._predictions(model)) as predictions:  # which puts the model back, whatever happens here
+            for now, then in zip(predictions, self.logits, strict=True):
+                total += divergence(now, then, self._exclusive) * len(then)
         return total / sum(map(len, self.logits))
 
     def _predictions(self, model: nn.Module) -> Iterator[Tensor]:
@@ -107,7 +109,7 @@ class Reference:
                         f"{type(model).__name__} gives no logits to compare; give a model with a head, or prune with "
                         "magnitude."
                     )
-                yield outputs.logits.float()
+                yield without_padding(outputs.logits.float(), batch.get("attention_mask"))
 
     @contextmanager
     def _started(self, model: nn.Module) -> Iterator[None]:

@@ -75,7 +75,7 @@ def _weights(model: nn.Module, blocks: Sequence[str], batch: Batch, parts: Micro
                 logits = getattr(model(**moved(dict(batch), device_of(model))), "logits", None)
             if logits is None:
                 return {}
-            moves = (logits * _direction(logits.shape[-1]).to(logits)).sum()
+            moves = (without_padding(logits, mask) * _direction(logits.shape[-1]).to(logits)).sum()
             gradients = torch.autograd.grad(moves, list(outputs.values()), allow_unused=True)
     except _NoTokens:
         return {}
@@ -90,6 +90,14 @@ def _weights(model: nn.Module, blocks: Sequence[str], batch: Batch, parts: Micro
         share = torch.where(mean > 0, energy / mean, counts)
         found[name] = counts * FLOOR + (1 - FLOOR) * share
     return found
+
+
+def without_padding(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Of a classifier of tokens, `(examples, length, classes)`, the logits of those that there are, `(tokens,
+    classes)`; those of other classifiers as they are."""
+    if mask is None or logits.dim() != 3 or logits.shape[:2] != mask.shape:
+        return logits
+    return logits[mask.to(logits.device) > 0]
 
 
 class _NoTokens(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
-from hf_compress.errors import CompressionError, TargetError
+from hf_compress.errors import CompressionError, TargetError, UnsupportedModelError
 from hf_compress.measurement import count
 from hf_compress.pruning import prune
 from hf_compress.pruning.blocks import removable
@@ -114,3 +115,31 @@ def test_what_cannot_be():
         prune(model, method="depth", target={"macs": 0.5})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(itertools.chain.from_iterable(module._forward_hooks for module in model.modules()))
+
+
+@pytest.mark.parametrize("method", ["depth", "fisher"])
+@pytest.mark.parametrize("architecture", ["legacy_seresnet18", "densenet121"])
+def test_networks_with_single_layers_among_their_blocks(method, architecture):
+    """A pooling or a ReLU holds nothing that could be sealed, and is no block to take out."""
+    extra = {"growth_rate": 4, "block_config": (2, 2)} if architecture == "densenet121" else {}
+    model = cases.timm_network(architecture, **extra)
+    examples = cases.examples_for(model, 8)
+    if (method, architecture) == ("depth", "densenet121"):
+        with pytest.raises(UnsupportedModelError, match="none of its blocks .* keeps the shape"):
+            prune(model, method=method, target={"macs": 0.9}, repair=False, probe_samples=8, **examples)
+        return
+    options = {"repair": False, "probe_samples": 8} | ({"score_samples": 8} if method == "fisher" else {})
+    report = prune(model, method=method, target={"macs": 0.9}, **options, **examples)
+    assert report.achieved <= 0.9
+    if method == "depth":
+        assert all(re.search(r"layer\d\.\d$", name) for name in report.notes["layers"])
+
+
+def test_blocks_that_cannot_leave_are_named():
+    model = cases.make("option_b")
+    report = prune(model, method="depth", target={"macs": 0.9}, repair=False, **cases.examples_for(model))
+    assert set(report.notes["kept"]) == {"timm_model.layer2.0", "timm_model.layer3.0"}
+    assert not report.notes["kept"].keys() & report.notes["layers"].keys()
+    model = cases.make("bert", num_hidden_layers=4)
+    report = prune(model, method="depth", target={"macs": 0.7}, repair=False, **cases.examples_for(model))
+    assert "kept" not in report.notes

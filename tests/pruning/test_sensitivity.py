@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import BertConfig, BertForTokenClassification
 
 from hf_compress.errors import CompressionError
 from hf_compress.measurement.moments import input_moments
@@ -16,6 +17,7 @@ from hf_compress.pruning import find_units, prune, shrink
 from hf_compress.pruning.blocks import chain
 from hf_compress.pruning.elimination import Order, Reader, eliminate
 from hf_compress.pruning.sensitivity import TEMPERATURE, Reference, corrected, divergences, stops
+from hf_compress.pruning.token_weights import token_weights
 from hf_compress.pruning.units import full_selection
 from hf_compress.structure import Constant
 from hf_compress.training import Context
@@ -169,3 +171,21 @@ def test_several_passes_meet_the_target_too(tmp_path):
         model.save_pretrained(tmp_path / case)
         again = type(model).from_pretrained(tmp_path / case).eval()
         assert torch.equal(cases.output_of(again), cases.output_of(model))
+
+
+def test_padding_does_not_count_for_a_classifier_of_tokens():
+    torch.manual_seed(0)
+    model = BertForTokenClassification(BertConfig(**cases.SHAPE, num_labels=3, initializer_range=0.3)).eval()
+    batch = next(iter(Context(**cases.examples_for(model, 8)).calibration(8)))
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    wide = {name: F.pad(values, (0, 5)) for name, values in batch.items()}
+    group = find_units(model).groups[0]
+    found = []
+    for inputs in (batch, wide):
+        order, context = order_of(group), Context(**cases.examples_for(model, 8))
+        measured = divergences(model, [group], {group.name: order}, [0.5], Reference(model, [inputs]), context)
+        found.append(measured[group.name])
+    assert found[0] == pytest.approx(found[1], rel=1e-4) and min(found[0].values()) > 0
+    weights = [token_weights(model, chain(model), inputs) for inputs in (batch, wide)]
+    for name in chain(model):
+        torch.testing.assert_close(weights[0][name], weights[1][name][:, :-5], rtol=1e-3, atol=1e-4)

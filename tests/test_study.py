@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from small_runs import image_recipe
 
 import hf_compress as hc
@@ -171,6 +172,9 @@ def test_a_killed_study_goes_on_and_repeats_no_stage(tmp_path):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for lock in (tmp_path / "study").rglob("*.lock"):  # of the run's own process, which may take a moment longer to go
+        with FileLock(lock, timeout=60):
+            pass
     made = {file: file.stat().st_mtime_ns for file in store.glob("[0-9a-f]*/model.safetensors")}
     assert main(["study", str(path)]) == 0
     assert made.items() <= {file: file.stat().st_mtime_ns for file in store.glob("*/model.safetensors")}.items()

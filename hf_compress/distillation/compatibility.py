@@ -86,7 +86,7 @@ def token_types(input_ids: torch.Tensor, attention_mask: torch.Tensor | None = N
     Returns:
         `torch.Tensor`: `int64` `(examples, length)`, 1 in the second text of a pair. The separator is the token in
         which all examples end; if there is no such token, all are 0. Of a single text with a separator in its middle
-            nothing tells that it is no pair.
+        nothing tells that it is no pair.
     """
     attended = torch.ones_like(input_ids) if attention_mask is None else (attention_mask > 0).long()
     last = (attended * torch.arange(input_ids.shape[1], device=input_ids.device)).argmax(1, keepdim=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -35,29 +36,39 @@ def chain(model: nn.Module) -> list[str]:
     return [names[module] for module in found]
 
 
+def block_calls(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, list[tuple[Any, Any]]]:
+    """By block of [`chain`], at every call of it on the first example of `batch`: what it reads, and what it gives."""
+    calls: dict[str, list[tuple[Any, Any]]] = {name: [] for name in chain(model)}
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, found=found: found.append((args[0], first_of(output)))
+        )
+        for name, found in calls.items()
+    ]
+    inputs = {name: value[:1] for name, value in batch.items() if name != "labels"}
+    try:
+        with evaluating(model):
+            model(**moved(inputs, device_of(model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def first_of(output: Any) -> Any:
+    """What a module gives; of several things (attention gives its weights too) the first."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def check_chain(model: nn.Module, batch: Batch) -> None:
     """Refuse a network that does more than hand on what a block gives to the next one.
 
     Raises:
         [`UnsupportedModelError`]: with the block that gets something else.
     """
-    blocks = chain(model)
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    entered: dict[str, Tensor] = {}
-    left: dict[str, Tensor] = {}
-    handles = []
-    for name in blocks:
-        module = model.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(_recorder(entered, name)))
-        handles.append(module.register_forward_hook(_recorder(left, name)))
-    try:
-        with evaluating(model):
-            model(**moved({name: value[:1] for name, value in inputs.items()}, device_of(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    for before, after in zip(blocks, blocks[1:], strict=False):
-        if left.get(before) is None or left[before] is not entered.get(after):
+    calls = block_calls(model, batch)
+    for before, after in itertools.pairwise(calls):
+        if not calls[before] or not calls[after] or calls[before][-1][1] is not calls[after][-1][0]:
             raise UnsupportedModelError(
                 f"{type(model).__name__}: {after} does not read what {before} gives, so that the network cannot be "
                 "repaired block by block; leave the repair out."
@@ -70,31 +81,19 @@ def removable(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> list[str]:
     Raises:
         [`UnsupportedModelError`]: if there is none.
     """
-    same: dict[str, list[bool]] = {}
-
-    def watch(name: str):
-        def keep(module: nn.Module, args: tuple, output) -> None:
-            output = output[0] if isinstance(output, tuple) else output
-            shapes = [getattr(value, "shape", None) for value in (args[0], output)]  # some hand on lists
-            same.setdefault(name, []).append(shapes[0] is not None and shapes[0] == shapes[1])
-
-        return keep
-
-    names = chain(model)
-    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in names]
-    try:
-        with evaluating(model):
-            model(**moved({name: value[:1] for name, value in batch.items()}, device_of(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = [name for name in names if same.get(name) == [True] and _is_composed(model.get_submodule(name))]
+    calls = block_calls(model, batch)
+    found = [name for name in calls if _keeps_shape(calls[name]) and _is_composed(model.get_submodule(name))]
     if not found:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: none of its blocks ({', '.join(names)}) is more than a layer and keeps the "
+            f"{type(model).__name__}: none of its blocks ({', '.join(calls)}) is more than a layer and keeps the "
             "shape of what it reads, so none can leave; prune channels instead."
         )
     return found
+
+
+def _keeps_shape(calls: Sequence[tuple[Any, Any]]) -> bool:
+    """In a single call; some blocks hand on lists, which have no shape."""
+    return len(calls) == 1 and all(isinstance(x, Tensor) for x in calls[0]) and calls[0][0].shape == calls[0][1].shape
 
 
 def _is_composed(module: nn.Module) -> bool:
@@ -153,11 +152,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu()
     return value if isinstance(value, bool | int | float | str) else None
-
-
-def _recorder(place: dict[str, Tensor], name: str):
-    def record(module: nn.Module, args: tuple, output: Any = None) -> None:
-        value = args[0] if output is None else output
-        place[name] = value[0] if isinstance(value, tuple) else value
-
-    return record

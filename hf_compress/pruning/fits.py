@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..structure import Constant
-from .streams import Streams, first_of
+from .blocks import first_of
+from .streams import Streams
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..errors import CompressionError, DiskFullError, UnsupportedModelError
-from ..measurement import device_of, evaluating
-from .blocks import chain, check_chain, moved
-from .streams import first_of
+from .blocks import block_calls, check_chain
 
 
 if TYPE_CHECKING:
@@ -40,12 +38,12 @@ def check_repair(model: nn.Module, options: Any, context: StepContext) -> None:
         first = next(iter(inputs.values()))
         if not elements:
             check_chain(model, inputs)
-            passed = _passed(model, inputs)
+            calls = block_calls(model, inputs)
             # of both versions what a block reads, of one what it gives and what is seen within
-            most = max(2 * read.nbytes + 3 * given.nbytes for read, given in passed.values())
+            most = max(2 * read.nbytes + 3 * given.nbytes for found in calls.values() for read, given in found)
             waiting = most / first[:1].numel()
             if options.refine:
-                _check_rows(model, {name: given for name, (_, given) in passed.items()})
+                _check_rows(model, {name: given for name, found in calls.items() for _, given in found})
         elements += first.numel()
     _check_room(waiting * elements)
 
@@ -57,23 +55,6 @@ def _check_finite(inputs: Batch) -> None:
                 f"calibration: {name} of a training example has values that are NaN or infinite, which no layer can "
                 "be fitted to; mend the data or its transform."
             )
-
-
-def _passed(model: nn.Module, inputs: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-    """What every block reads and gives of the first example."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def watch(name: str):
-        return lambda module, args, output: found.update({name: (args[0], first_of(output))})
-
-    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in chain(model)]
-    try:
-        with evaluating(model):
-            model(**moved({name: value[:1] for name, value in inputs.items()}, device_of(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 def _check_rows(model: nn.Module, given: dict[str, Tensor]) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..measurement import device_of, evaluating, has_fast_bf16
-from .streams import Streams, first_of
+from .blocks import first_of
+from .streams import Streams
 
 
 RATE = 2e-3  # of Adam, at its highest

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..measurement import device_of, evaluating
-from .blocks import chain, check_chain, entering, moved
+from .blocks import chain, check_chain, entering, first_of, moved
 from .gradients import MicroBatches
 from .token_weights import token_weights
 
@@ -159,8 +159,3 @@ def watch(module: nn.Module, place: Place, seen: dict[Place, Tensor]) -> Removab
     return module.register_forward_hook(
         lambda module, args, output: seen.update({place: first_of(output).cpu().clone()})
     )
-
-
-def first_of(output: Tensor | tuple) -> Tensor:
-    """What a module gives; of several things (attention gives its weights too) the first."""
-    return output[0] if isinstance(output, tuple) else output

@@ -13,10 +13,10 @@ from hf_compress.errors import CompressionError, DiskFullError, UnsupportedModel
 from hf_compress.lowrank import factorize
 from hf_compress.measurement import PeakMemory
 from hf_compress.pruning import find_units, prune, shrink
-from hf_compress.pruning.blocks import chain, check_chain
+from hf_compress.pruning.blocks import chain, check_chain, first_of
 from hf_compress.pruning.fits import find_fits
 from hf_compress.pruning.repair import following_rows, pruned_readers, repair
-from hf_compress.pruning.streams import Streams, first_of
+from hf_compress.pruning.streams import Streams
 from hf_compress.pruning.token_weights import token_weights
 from hf_compress.pruning.units import full_selection
 from hf_compress.structure import Constant

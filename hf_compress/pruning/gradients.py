@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import CompressionError
 from ..measurement import evaluating, frozen
+from .speed import plain_attention
 from .units import Slice, UnitGroup
 
 
@@ -107,7 +108,7 @@ def sensitivity(
         with evaluating(model), frozen(model), torch.enable_grad():
             for part in (part for batch in batches for part in parts.of(batch)):
                 watcher.begin(part)
-                with parts.watched(part):
+                with parts.watched(part), plain_attention(model, part):
                     # examples do not mix in eval mode: times their number, the mean's gradient is that of each loss
                     loss = context.loss(model, part) * watcher.examples
                 loss.backward()

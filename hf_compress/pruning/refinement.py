@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..measurement import device_of, evaluating, has_fast_bf16
+from ..measurement import evaluating
 from .blocks import first_of
+from .speed import bf16_where_fast
 from .streams import Streams
 
 
@@ -27,7 +28,6 @@ def refine_block(streams: Streams, block: str, passes: int, seed: int, kept: Ten
     generator = torch.Generator().manual_seed(seed)
     steps = passes * len(streams)
     warm_up = 0.1 if steps != 10 else 0.15  # one step of warm-up has no length, and OneCycleLR divides by it
-    fast = has_fast_bf16() and device_of(module).type == "cpu"
     judged = sorted({index * len(streams) // JUDGED for index in range(JUDGED)})
     before, kept_weights = _block_error(streams, block, judged, kept), [p.detach().clone() for p in parameters]
     try:
@@ -39,7 +39,7 @@ def refine_block(streams: Streams, block: str, passes: int, seed: int, kept: Ten
             for _ in range(passes):
                 order = torch.randperm(len(streams), generator=generator).tolist()
                 for args, kwargs, wanted, weights in streams.pairs(block, "pruned", "dense", order):
-                    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+                    with bf16_where_fast(module):
                         output = module(*args, **kwargs)
                     loss = _error(first_of(output), wanted, weights, kept)
                     optimizer.zero_grad()

@@ -140,8 +140,11 @@ def repair(
         [`UnsupportedModelError`]: if the blocks do not form a chain.
     """
     left: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="hf_compress-") as folder:
-        streams = Streams({"dense": dense, "pruned": pruned}, context.calibration(samples), Path(folder), "dense")
+    models, batches = {"dense": dense, "pruned": pruned}, context.calibration(samples)
+    with (
+        tempfile.TemporaryDirectory(prefix="hf_compress-") as folder,
+        closing(Streams(models, batches, Path(folder), "dense")) as streams,
+    ):
         for block in context.progress(streams.blocks, "repair"):
             fits = find_fits(streams, block, layers)
             if fits:

@@ -25,6 +25,7 @@ from ..measurement import device_of, evaluating
 from .blocks import chain, check_chain, entering, moved, without
 from .elimination import Order
 from .masks import masked
+from .speed import quick_texts
 from .token_weights import without_padding
 from .units import UnitGroup
 
@@ -84,7 +85,9 @@ class Reference:
             self._folder = tempfile.TemporaryDirectory(prefix="hf_compress-", ignore_cleanup_errors=True)
         with self._started(model):
             for batch, path in zip(self.batches, self._waiting(), strict=True):
-                torch.save(entering(model, block, batch)["args"][0], path)  # which has been read
+                with quick_texts(model, batch):
+                    entered = entering(model, block, batch)["args"][0]
+                torch.save(entered, path)  # which has been read
         blocks = chain(model)
         self._start = (blocks[: blocks.index(block)], block)
 
@@ -103,7 +106,8 @@ class Reference:
     def _predictions(self, model: nn.Module) -> Iterator[Tensor]:
         with evaluating(model), self._started(model):
             for batch in self.batches:
-                outputs = model(**moved(batch, device_of(model)))
+                with quick_texts(model, batch):
+                    outputs = model(**moved(batch, device_of(model)))
                 if getattr(outputs, "logits", None) is None:
                     raise UnsupportedModelError(
                         f"{type(model).__name__} gives no logits to compare; give a model with a head, or prune with "

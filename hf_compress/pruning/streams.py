@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ..measurement import device_of, evaluating
 from .blocks import chain, check_chain, entering, first_of, moved
 from .gradients import MicroBatches
+from .speed import plain_attention
 from .token_weights import token_weights
 
 
@@ -31,7 +32,7 @@ Place = tuple[str, str]  # a module's name, and "reads" or "gives"
 
 
 class Streams:
-    """Versions of a network that run side by side, block by block.
+    """Versions of a network that run side by side, block by block, until it is closed.
 
     Args:
         models (`Mapping[str, nn.Module]`): versions of one network, whose blocks have the same names.
@@ -54,18 +55,25 @@ class Streams:
         self.blocks = chain(next(iter(self.models.values())))
         self._files: list[Path] = []
         parts = None if judge is None else MicroBatches(self.models[judge])
-        for index, batch in enumerate(batches):
-            inputs = {name: value for name, value in batch.items() if name != "labels"}
-            if not index:
-                for model in self.models.values():
-                    check_chain(model, inputs)
-            mask = inputs.get("attention_mask")
-            tokens = mask.float() if mask is not None and mask.ndim == 2 else None
-            weights = {} if judge is None else token_weights(self.models[judge], self.blocks, inputs, parts)
-            held = {"weights": {name: weights.get(name, tokens) for name in self.blocks}}
-            held |= {name: entering(model, self.blocks[0], inputs) for name, model in self.models.items()}
-            self._files.append(folder / f"{index:05d}.pt")
-            _save(held, self._files[-1])
+        with ExitStack() as undo:
+            for index, batch in enumerate(batches):
+                inputs = {name: value for name, value in batch.items() if name != "labels"}
+                if not index:  # which has the longest texts
+                    for model in self.models.values():
+                        check_chain(model, inputs)
+                        undo.enter_context(plain_attention(model, inputs))
+                mask = inputs.get("attention_mask")
+                tokens = mask.float() if mask is not None and mask.ndim == 2 else None
+                weights = {} if judge is None else token_weights(self.models[judge], self.blocks, inputs, parts)
+                held = {"weights": {name: weights.get(name, tokens) for name in self.blocks}}
+                held |= {name: entering(model, self.blocks[0], inputs) for name, model in self.models.items()}
+                self._files.append(folder / f"{index:05d}.pt")
+                _save(held, self._files[-1])
+            self._undo = undo.pop_all()
+
+    def close(self) -> None:
+        """Give the models the attention that they came with, see [`plain_attention`]."""
+        self._undo.close()
 
     def look(self, block: str, version: str, places: Collection[Place] = ()) -> None:
         """Run a block of one version on all examples and keep what it gives, and what it reads or gives inside.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..measurement import device_of, evaluating, frozen
 from .blocks import moved
 from .gradients import MicroBatches
+from .speed import quick_texts
 
 
 if TYPE_CHECKING:
@@ -71,11 +72,12 @@ def _weights(model: nn.Module, blocks: Sequence[str], batch: Batch, parts: Micro
     handles += [model.get_submodule(name).register_forward_hook(keeper(name)) for name in blocks]
     try:
         with evaluating(model), frozen(model), torch.enable_grad():
-            with parts.watched(batch):
+            with parts.watched(batch), quick_texts(model, batch):
                 logits = getattr(model(**moved(dict(batch), device_of(model))), "logits", None)
             if logits is None:
                 return {}
-            moves = (without_padding(logits, mask) * _direction(logits.shape[-1]).to(logits)).sum()
+            logits = without_padding(logits.float(), mask)
+            moves = (logits * _direction(logits.shape[-1]).to(logits)).sum()
             gradients = torch.autograd.grad(moves, list(outputs.values()), allow_unused=True)
     except _NoTokens:
         return {}

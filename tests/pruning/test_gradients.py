@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_compress.errors import CompressionError
-from hf_compress.pruning import find_units, gradients, masked
+from hf_compress.pruning import find_units, gradients, masked, speed
 from hf_compress.pruning.blocks import chain
 from hf_compress.pruning.gradients import MicroBatches, sensitivity
 from hf_compress.pruning.token_weights import token_weights
@@ -79,6 +79,7 @@ def test_an_example_at_a_time_gives_the_same(case, monkeypatch):
         for name, values in getattr(whole, kind).items():
             torch.testing.assert_close(getattr(single, kind)[name], values, rtol=1e-3, atol=1e-5 * float(values.max()))
     if case == "bert":
+        monkeypatch.setattr(speed, "has_fast_bf16", lambda: False)  # whose rounding differs with the size of a batch
         blocks = chain(model)
         for name, weights in token_weights(model, blocks, batch, MicroBatches(model, room=1)).items():
             torch.testing.assert_close(weights, token_weights(model, blocks, batch)[name], rtol=1e-3, atol=1e-5)

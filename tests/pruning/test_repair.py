@@ -218,20 +218,23 @@ def test_a_disk_without_room_is_found_before_anything_is_cut(monkeypatch):
     assert find_units(model).groups[1].size == 16
 
 
+@pytest.mark.parametrize("case", ["option_a", "bert"])
 @pytest.mark.parametrize("place", ["hf_compress.pruning.repair._Regression.add", "torch.nn.functional.kl_div"])
-def test_an_interruption_leaves_nothing_behind(place, monkeypatch):
+def test_an_interruption_leaves_nothing_behind(place, case, monkeypatch):
     """Where batches are consumed, with the traceback at hand, as a notebook keeps it."""
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    model = cases.make("option_a").train()
+    model = cases.make(case).train()
+    attention = model.config._attn_implementation
     monkeypatch.setattr(place, interrupt)
     options = {"repair": True, "samples": 24} if "repair" in place else {"method": "depth", "probe_samples": 8}
     with pytest.raises(KeyboardInterrupt) as caught:
         prune(model, target={"macs": 0.6}, **options, **cases.examples_for(model))
     assert caught.tb is not None and torch.is_grad_enabled()
     assert all(module.training for module in model.modules())
+    assert model.config._attn_implementation == attention
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

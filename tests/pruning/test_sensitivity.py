@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForTokenClassification
 
 from hf_compress.errors import CompressionError
 from hf_compress.measurement.moments import input_moments
-from hf_compress.pruning import find_units, prune, shrink
+from hf_compress.pruning import find_units, prune, shrink, speed
 from hf_compress.pruning.blocks import chain
 from hf_compress.pruning.elimination import Order, Reader, eliminate
 from hf_compress.pruning.sensitivity import TEMPERATURE, Reference, corrected, divergences, stops
@@ -23,6 +23,12 @@ from hf_compress.structure import Constant
 from hf_compress.training import Context
 
 from . import cases
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """What differs is no rounding to bfloat16, on whatever CPU."""
+    monkeypatch.setattr(speed, "has_fast_bf16", lambda: False)
 
 
 def order_of(group, seed=0):

@@ -27,6 +27,8 @@ from hf_compress.storage import write_json, write_text
 
 EXAMPLES, LENGTH, SERVED_LENGTH = 300, 32, 128
 SMALLER = ("factorized", "pruned")
+MODELS = ("dense", *SMALLER)
+INT8 = tuple(f"int8_{name}" for name in MODELS)
 
 
 def examples(vocabulary: int) -> list[dict[str, torch.Tensor]]:
@@ -96,17 +98,17 @@ def main() -> None:
         for name in SMALLER:
             found[name] = alone(compressed, name, Path(place, name), threads)
             print(name, found[name], flush=True)
-        for name in ("dense", *SMALLER):
-            figures = alone(exported, name, Path(place, name), Path(place, f"int8_{name}"), threads)
-            found[f"int8_{name}"] = figures | {"smaller": weights / figures["size_bytes"]}
-            print(f"int8_{name}", found[f"int8_{name}"], flush=True)
-        for name in (*SMALLER, *(f"int8_{name}" for name in ("dense", *SMALLER))):
+        for source, name in zip(MODELS, INT8, strict=True):
+            figures = alone(exported, source, Path(place, source), Path(place, name), threads)
+            found[name] = figures | {"smaller": weights / figures["size_bytes"]}
+            print(name, found[name], flush=True)
+        for name in (*SMALLER, *INT8):
             found[name]["peak_over_fp32"] = found[name]["peak_bytes"] / weights
         common = {"batch": 1, "length": SERVED_LENGTH, "threads": threads, "seconds": options.seconds}
         found["latency"] = {}
         for name in SMALLER:
             found["latency"][name] = latency_rows(hc.load_model(Path(place, name))[0], dense, **common)
-        for name in (f"int8_{name}" for name in ("dense", *SMALLER)):
+        for name in INT8:
             model = load_exported(Path(place, name), precision=served_precision(Path(place, name)))[0]
             found["latency"][name] = latency_rows(model, dense, **common)
     write_json(options.folder / "results.json", found)
@@ -160,7 +162,7 @@ def card(found: dict) -> str:
             if "skipped" in row:
                 values += ("", "", row["skipped"], "", "")
             else:
-                times = (f"{1e3 * row[name]:.1f}" for name in ("p50", "p90"))
+                times = (f"{1e3 * row[quantile]:.1f}" for quantile in ("p50", "p90"))
                 values += (row["batch"], row["length"], *times, row["samples"])
             lines.append(f"| {' | '.join(map(str, values))} |")
     return "\n".join([*lines, "", "[All figures](results.json)", ""])

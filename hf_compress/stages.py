@@ -41,7 +41,7 @@ def load_stage(folder: Path, task: Task) -> tuple[Any, Any]:
     """The model of a stage, as plain `from_pretrained` gives it, and its processor; see [`served_precision`]."""
     if is_exported(folder):
         return load_exported(folder, precision=served_precision(folder))
-    return load_model(str(folder), task=task)
+    return load_model(folder, task=task)
 
 
 def evaluate_stage(model: Any, data: TaskData, modality: str) -> dict[str, dict]:

@@ -76,7 +76,7 @@ def compressed(name: str, folder: Path, threads: int) -> dict:
 def exported(name: str, source: Path, folder: Path, threads: int) -> dict:
     """Figures of the model in int8, which is saved in `folder`."""
     configure_threads(threads)
-    model = dense_model() if name == "dense" else hc.load_model(str(source))[0]
+    model = dense_model() if name == "dense" else hc.load_model(source)[0]
     data = examples(model.config.vocab_size)
     clock = Clock()
     hc.quantize(model, scheme="static_int8", calibration_samples=EXAMPLES, data=data, output_dir=folder)
@@ -108,7 +108,7 @@ def main() -> None:
         common = {"batch": 1, "length": SERVED_LENGTH, "threads": threads, "seconds": options.seconds}
         found["latency"] = {}
         for name in SMALLER:
-            found["latency"][name] = latency_rows(hc.load_model(str(Path(place, name)))[0], dense, **common)
+            found["latency"][name] = latency_rows(hc.load_model(Path(place, name))[0], dense, **common)
         for name in INT8:
             model = load_exported(Path(place, name), precision=served_precision(Path(place, name)))[0]
             found["latency"][name] = latency_rows(model, dense, **common)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ SET_BY_TASK = frozenset(
 
 
 def load_model(
-    name_or_path: str,
+    name_or_path: str | os.PathLike[str],
     *,
     task: Task | None = None,
     from_config: bool = False,
@@ -61,8 +62,8 @@ def load_model(
     Hub. The CIFAR entries of this package have no pretrained weights: their bare names give random ones.
 
     Args:
-        name_or_path (`str`): such as `"outputs/run/model"`, `"resnet56_cifar10"`, `"resnet18.a1_in1k"`,
-            `"bert-large-uncased"`.
+        name_or_path (`str` or `os.PathLike`): such as `"outputs/run/model"`, `"resnet56_cifar10"`,
+            `"resnet18.a1_in1k"`, `"bert-large-uncased"`.
         task (`Task`, *optional*): sets label count, label names and problem type, and is what the processor is checked
             against. Without it the checkpoint's own are kept, and there may be no processor.
         from_config (`bool`, *optional*, defaults to `False`): build the architecture with random weights. For some
@@ -81,7 +82,7 @@ def load_model(
         `UnsupportedModelError`: if the architecture cannot do the task, or the folder holds an exported model.
         `CompressionError`: if files are damaged, or labels, tokenizer or lengths do not fit.
     """
-    where, entry = find_model(name_or_path, from_config, revision)
+    where, entry = find_model(os.fspath(name_or_path), from_config, revision)
     changes = dict(config or {})
     try:
         config = TimmWrapperConfig(architecture=entry) if entry else _read_config(where, from_config, revision)

@@ -351,7 +351,7 @@ def test_cifar_entry_saves_and_reloads_with_plain_transformers(tmp_path, caplog)
     reloaded = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert torch.equal(reloaded.eval()(x).logits, model(x).logits)
     assert AutoImageProcessor.from_pretrained(tmp_path).data_config == processor.data_config
-    ours, _ = load_model(str(tmp_path), task=CIFAR)
+    ours, _ = load_model(tmp_path, task=CIFAR)
     assert torch.equal(ours(x).logits, model(x).logits) and ours.config.id2label[9] == "truck"
 
 

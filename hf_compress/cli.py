@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="many runs in one table over seeds, and the document of the experiment")
     report.add_argument("paths", nargs="+", type=Path, help="run folders, or folders of them such as a study's")
     report.add_argument(
-        "--output", type=Path, help="also write tables, the document of the experiment and files for evaluate here"
+        "--output", type=Path, help="also write tables, plots, report.html, experiment.md and files for evaluate here"
     )
     report.add_argument("--lang", choices=("en", "zh"), default="en", help="the language of the document")
     report.set_defaults(verb=_report)

@@ -165,7 +165,8 @@ def prune_hessian(model: nn.Module, options: CriterionOptions, context: StepCont
 @_criterion("random", "https://arxiv.org/abs/1810.05270")
 def prune_random(model: nn.Module, options: CriterionOptions, context: StepContext) -> None:
     """Remove units by chance: what every criterion has to beat."""
-    _prune(model, options, context, lambda model, groups: random_scores(groups, context.seed))
+    generator = torch.Generator().manual_seed(context.seed)  # one, so that no two steps draw the same
+    _prune(model, options, context, lambda model, groups: random_scores(groups, generator))
 
 
 def _prune(model: nn.Module, options: CriterionOptions, context: StepContext, criterion: Scorer) -> None:
@@ -230,7 +231,7 @@ def _keep(
 
 def _width(group: UnitGroup, fraction: float, round_to: int) -> int:
     step = 1 if group.kind == "heads" else round_to
-    return min(group.size, round(fraction * group.size / step) * step)
+    return min(group.size, max(round(fraction * group.size / step), fraction > 0) * step)
 
 
 def _fraction(name: str, keep: Mapping[str, float]) -> float | None:

@@ -76,19 +76,20 @@ def distance_scores(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str, 
     https://arxiv.org/abs/1811.00250).
 
     Returns:
-        `dict[str, Tensor]`: name of a group -> float64 scores, `(size,)`; the mean of each layer that makes them is 1.
+        `dict[str, Tensor]`: name of a group -> float64 scores, `(size,)`; the mean of a group is 1.
     """
     scores = {}
     for group in groups:
-        total = torch.zeros(group.size, dtype=torch.float64)
-        for part in group.producers:
-            module = model.get_submodule(part.module)
+        layers = [(model.get_submodule(part.module), part) for part in group.producers]
+        relative = []
+        for module, part in layers:
             if isinstance(module, nn.Linear | nn.Conv2d):
                 rows = module.weight.detach().flatten(1).double().cpu()[part.index].flatten(1)
                 distances = torch.cdist(rows, rows).sum(1)
                 mean = distances.mean()
-                total += torch.ones_like(distances) if mean == 0 else distances / mean
-        scores[group.name] = total
+                relative.append(torch.ones_like(distances) if mean == 0 else distances / mean)
+        # without a layer that makes them nothing tells the units apart
+        scores[group.name] = torch.stack(relative).mean(0) if relative else torch.ones(group.size).double()
     return scores
 
 
@@ -138,9 +139,8 @@ def norm_scale_scores(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str
     return scores
 
 
-def random_scores(groups: Sequence[UnitGroup], seed: int) -> dict[str, Tensor]:
+def random_scores(groups: Sequence[UnitGroup], generator: torch.Generator) -> dict[str, Tensor]:
     """Uniform scores: what every criterion has to beat."""
-    generator = torch.Generator().manual_seed(seed)
     return {group.name: torch.rand(group.size, generator=generator, dtype=torch.float64) for group in groups}
 
 

@@ -18,6 +18,7 @@ from hf_compress.pruning.importance import (
     lamp_scores,
     magnitude_scores,
     norm_scale_scores,
+    random_scores,
     shared_quantiles,
 )
 from hf_compress.registry import get_method, methods
@@ -100,6 +101,13 @@ def test_layers_that_are_told_how_much_to_keep(tmp_path):
     assert {share for name, share in kept.items() if "layer3" in name} == {1.0} and report.achieved <= 0.6
 
 
+def test_a_fraction_of_few_heads_is_one_of_them_at_least():
+    for fraction, kept in ((0.1, 1), (0.0, 0)):
+        model = cases.make("bert")
+        report = prune(model, method="magnitude", keep={"*layer.0.attention.self": fraction})
+        assert report.notes["layers"]["bert.encoder.layer.0.attention.self"] == {"kept": kept, "of": 4}
+
+
 def test_fractions_to_keep_that_cannot_be():
     model = cases.make("option_a")
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -116,16 +124,35 @@ def test_fractions_to_keep_that_cannot_be():
 def test_distances_against_a_plain_computation(case):
     model = cases.make(case)
     for group in find_units(model).groups:
-        expected = torch.zeros(group.size, dtype=torch.float64)
+        expected = []
         for part in group.producers:
             module = model.get_submodule(part.module)
             if not isinstance(module, nn.Linear | nn.Conv2d):
                 continue
             units = [module.weight.detach()[rows].double().flatten() for rows in part.index]
             sums = torch.tensor([math.fsum(float((one - two).norm()) for two in units) for one in units]).double()
-            expected += sums / sums.mean()
+            expected.append(sums / sums.mean())
         found = distance_scores(model, [group])[group.name]
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(found, sum(expected) / len(expected), rtol=1e-5, atol=1e-8)
+        assert float(found.mean()) == pytest.approx(1)  # or what many layers make would outrank the rest
+
+
+def test_chance_is_not_the_same_in_every_step(monkeypatch):
+    drawn = []
+
+    def scores(groups, generator):
+        drawn.append(random_scores(groups, generator))
+        return drawn[-1]
+
+    monkeypatch.setattr("hf_compress.pruning.criteria.random_scores", scores)
+    sizes = []
+    for seed in (0, 0, 1):
+        model = cases.make("option_a")
+        prune(model, method="random", target={"macs": 0.7}, steps=3, seed=seed)
+        sizes.append([tuple(value.shape) for value in model.state_dict().values()])
+    assert sizes[0] == sizes[1] != sizes[2] and len(drawn) == 9
+    first = next(iter(drawn[0]))
+    assert len({float(values[first][0]) for values in drawn[:3]}) == 3
 
 
 def test_lamp_against_its_formula():

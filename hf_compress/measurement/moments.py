@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 
 from ..errors import CompressionError
@@ -143,7 +144,7 @@ def input_rows(module: nn.Linear | nn.Conv2d, values: Tensor, mask: Tensor | Non
 
 def _patches(module: nn.Conv2d, images: Tensor) -> Iterator[Tensor]:
     """The patches under the kernel, `(count, in kh kw)`, a few images at a time."""
-    images = F.pad(images if images.ndim == 4 else images[None], padding_of(module))
+    images = _padded(module, images if images.ndim == 4 else images[None])
     elements = module.weight[0].numel() * images.shape[-2] * images.shape[-1]
     elements //= module.stride[0] * module.stride[1]
     for part in images.float().split(max(1, CHUNK // max(1, elements))):
@@ -151,8 +152,16 @@ def _patches(module: nn.Conv2d, images: Tensor) -> Iterator[Tensor]:
         yield columns.transpose(1, 2).flatten(0, 1)
 
 
-def padding_of(module: nn.Conv2d) -> list[int]:
-    """Zeros at left, right, top and bottom."""
+def _padded(module: nn.Conv2d, images: Tensor) -> Tensor:
+    """The images with what the layer puts around them."""
+    if isinstance(module, Conv2dSame):  # as TensorFlow does, by the images' size
+        return pad_same(images, module.kernel_size, module.stride, module.dilation)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return F.pad(images, _padding(module), mode=mode)
+
+
+def _padding(module: nn.Conv2d) -> list[int]:
+    """How many pixels go to the left, the right, the top and the bottom."""
     sides: list[int] = []
     for axis in (1, 0):
         if isinstance(module.padding, str):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from ..structure import Constant
 from .blocks import first_of
@@ -21,7 +22,8 @@ class Fit:
     Args:
         layer (`str`): a `Linear`, `Conv2d`, or the [`Constant`] that stands for one.
         norm (`str`, *optional*): the batch normalization that reads it, which is a fixed scale and shift here.
-        joint (`str`, *optional*): the module that reads the sum of its (normalized) output and a shortcut.
+        joint (`str`, *optional*): the module that reads the sum of its (normalized) output and a shortcut, or the
+            block that gives it.
     """
 
     layer: str
@@ -57,7 +59,8 @@ def _norm(
 def _joint(
     streams: Streams, block: str, layer: str, scale: Tensor, later: Sequence[str], inputs: Mapping[str, Tensor]
 ) -> str | None:
-    """The last module whose input changes just as the layer's (scaled) output does: it reads its sum with others."""
+    """The last module whose input changes just as the layer's (scaled) output does: it reads its sum with others. Or
+    the block, if what it gives does."""
     change = torch.randn(_output(streams, block, layer).shape, generator=torch.Generator().manual_seed(0))
     module = streams.models["pruned"].get_submodule(layer)
 
@@ -80,26 +83,27 @@ def _joint(
 
 
 def _inputs(streams: Streams, block: str) -> dict[str, Tensor]:
-    """What every layer in `block` reads, on the first batch, in the order in which they run."""
+    """What every layer in `block` reads, on the first batch, in the order in which they run; last, what it gives."""
     found: dict[str, Tensor] = {}
     model, handles = streams.models["pruned"], []
     for name, module in model.get_submodule(block).named_modules(prefix=block):
-        if isinstance(module, Constant) or not any(True for _ in module.children()):  # a constant may hold a seal
+        # a constant may hold a seal, and timm's normalizations an activation
+        if isinstance(module, Constant | _BatchNorm) or not any(True for _ in module.children()):
 
             def keep(module: nn.Module, args: tuple, name=name) -> None:
                 if args and isinstance(args[0], Tensor):
                     found[name] = args[0].detach().clone().cpu()  # what follows may write into it
 
             handles.append(module.register_forward_pre_hook(keep))
-    _first(streams, block, handles)
+    found[block] = _output(streams, block, block, handles)
     return found
 
 
-def _output(streams: Streams, block: str, layer: str) -> Tensor:
+def _output(streams: Streams, block: str, layer: str, handles: Sequence[RemovableHandle] = ()) -> Tensor:
     found = []
     module = streams.models["pruned"].get_submodule(layer)
     handle = module.register_forward_hook(lambda module, args, output: found.append(first_of(output).clone().cpu()))
-    _first(streams, block, [handle])
+    _first(streams, block, [*handles, handle])
     return found[0]
 
 

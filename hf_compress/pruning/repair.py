@@ -18,19 +18,20 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CompressionError
 from ..measurement import twin, unshare
-from ..measurement.moments import input_rows
 from ..structure import Constant
+from .behind import refit_behind
 from .fits import Fit, find_fits, scale_of
 from .normalization import reestimate
 from .refinement import refine_block
+from .regression import Regression
 from .streams import Place, Streams, watch
 from .surgery import ROWS
 from .units import UnitGroup, side_size
@@ -113,7 +114,7 @@ def repair(
     layers: Sequence[str],
     context: StepContext,
     *,
-    samples: int = 2048,
+    samples: int = 1024,
     ridge: float = 1e-3,
     refine: int = 0,
     rows: Mapping[str, Tensor] | None = None,
@@ -123,10 +124,10 @@ def repair(
     Args:
         pruned ([`~transformers.PreTrainedModel`]): after the surgery; run in eval mode.
         dense ([`~transformers.PreTrainedModel`]): before it, with the same blocks.
-        layers (`Sequence[str]`): names of the `Linear` and `Conv2d` that read pruned units. Those outside the blocks
-            are left as they are.
+        layers (`Sequence[str]`): names of the `Linear` and `Conv2d` that read pruned units, in the blocks or behind
+            the last one. Others are left as they are, which is noted as `unrepaired`.
         context ([`StepContext`]): gives the examples; labels are not needed.
-        samples (`int`, *optional*, defaults to 2048): how many.
+        samples (`int`, *optional*, defaults to 1024): how many.
         ridge (`float`, *optional*, defaults to 1e-3): the penalty on changes, as a share of the mean energy of what
             the layer reads.
         refine (`int`, *optional*, defaults to 0): how often the weights of all layers in a block, on both sides of the
@@ -156,45 +157,13 @@ def repair(
                 left[block] = refine_block(streams, block, refine, context.seed, kept[-1] if kept else None)
             for _ in streams.play(block, keep=True):
                 pass
+    outside = [name for name in layers if not any(name.startswith(f"{block}.") for block in streams.blocks)]
+    if outside:
+        examples = partial(context.calibration, samples)
+        left |= refit_behind(models, streams.blocks[-1], outside, examples, ridge, rows or {})
+    if others := sorted(set(outside) - set(left)):
+        context.note(unrepaired=others)
     return left
-
-
-class _Regression:
-    """Sums for a ridge regression of rows `(count, m)` on rows `(count, n)`, with an intercept or without.
-
-    Args:
-        start (`torch.Tensor`): the coefficients at hand, `(n + 1, m)`, the intercept last.
-        intercept (`bool`): whether it may change.
-    """
-
-    def __init__(self, start: Tensor, intercept: bool):
-        self.start, self.intercept = start, intercept
-        self.gram = start.new_zeros(len(start), len(start))
-        self.cross, self.energy = torch.zeros_like(start), 0.0
-
-    def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
-        x, y = torch.cat([x, x.new_ones(len(x), 1)], dim=1).float(), y.float()
-        if weights is not None:
-            x, y = (rows * weights.sqrt()[:, None] for rows in (x, y))
-        self.gram += x.T @ x
-        self.cross += x.T @ y
-        self.energy += float(y.double().square().sum())
-
-    def solve(self, ridge: float) -> tuple[Tensor, float]:
-        """The coefficients, drawn towards those at hand, and the error that is left as a share of theirs."""
-        free = len(self.start) if self.intercept else len(self.start) - 1
-        penalty = torch.zeros_like(self.gram.diagonal())
-        if len(penalty) > 1:  # a layer that reads nothing but zeros keeps its weights
-            penalty[:-1] = (ridge * self.gram.diagonal()[:-1].mean()).clamp(min=1e-12)
-        system, residual = self.gram + torch.diag(penalty), self.cross - self.gram @ self.start
-        found = self.start.clone()
-        found[:free] += torch.linalg.solve(system[:free, :free], residual[:free])
-        before, after = self._error(self.start), self._error(found)
-        return found, after / before if before > 0 else 1.0
-
-    def _error(self, coefficients: Tensor) -> float:
-        fitted = float((coefficients * (self.gram @ coefficients - 2 * self.cross)).sum())
-        return max(0.0, self.energy + fitted)
 
 
 def _refit(streams: Streams, block: str, fit: Fit, ridge: float, kept: Tensor | None) -> float:
@@ -208,7 +177,7 @@ def _refit(streams: Streams, block: str, fit: Fit, ridge: float, kept: Tensor | 
     places = {(fit.layer, "reads"), (fit.layer, "gives"), place}
     handles = [watch(pruned.get_submodule(name), (name, kind), seen) for name, kind in places]
     last = 1 if isinstance(layer, nn.Conv2d) else -1  # the dimension of the channels
-    regression = None
+    regression = Regression(fit.layer, layer, norm)
     try:
         with closing(streams.play(block, ["pruned"])) as batches:
             for weights, dense in batches:
@@ -220,51 +189,15 @@ def _refit(streams: Streams, block: str, fit: Fit, ridge: float, kept: Tensor | 
                 target = gives + (wanted - now) / torch.where(usable, scale, 1.0).to(gives)
                 if weights is not None and target.shape[:2] != weights.shape:
                     weights = None  # no tokens
-                mask = None if weights is None else (weights > 0).to(target.device)
-                target = target.flatten(0, -2) if mask is None else target[mask]
-                weights = None if mask is None else weights.to(target)[mask]
-                if regression is None:
-                    regression = _Regression(_coefficients(layer).cpu(), _has_intercept(layer, norm))
-                for rows in (
-                    input_rows(layer, seen[fit.layer, "reads"], mask)
-                    if not isinstance(layer, Constant)
-                    else [target[:, :0]]
-                ):
-                    regression.add(rows, target[: len(rows)], weights)
-                    target = target[len(rows) :]  # tokens come all at once, patches of images some at a time
+                regression.add(seen[fit.layer, "reads"], target, weights)
     finally:
         for handle in handles:
             handle.remove()
-    if not (regression.gram.isfinite().all() and regression.cross.isfinite().all()):
-        raise CompressionError(f"{fit.layer} reads, or is to give, values that are not finite; check the weights.")
-    found, error = regression.solve(ridge)
-    _set_coefficients(layer, norm, torch.where(usable.to(found.device), found, regression.start), scale)
-    return error
+    return regression.fit(ridge, usable)
 
 
 def _place(fit: Fit) -> Place:
-    """Where the sum of the layer's output and what joins it is read, or, without such a sum, where the output is."""
-    return (fit.joint, "reads") if fit.joint else (fit.layer, "gives")
-
-
-def _has_intercept(layer: nn.Module, norm: nn.Module | None) -> bool:
-    return layer.bias is not None or (norm is not None and norm.bias is not None)
-
-
-def _coefficients(layer: nn.Module) -> Tensor:
-    """`(n + 1, m)`, the intercept last, in double precision."""
-    if isinstance(layer, Constant):
-        return layer.bias.detach().double()[None]
-    weight = layer.weight.detach().flatten(1).T.double()
-    bias = weight.new_zeros(1, weight.shape[1]) if layer.bias is None else layer.bias.detach().double()[None]
-    return torch.cat([weight, bias])
-
-
-@torch.no_grad()
-def _set_coefficients(layer: nn.Module, norm: nn.Module | None, found: Tensor, scale: Tensor) -> None:
-    if not isinstance(layer, Constant):
-        layer.weight.copy_(found[:-1].T.reshape(layer.weight.shape))
-    if layer.bias is not None:
-        layer.bias.copy_(found[-1])
-    elif norm is not None and norm.bias is not None:
-        norm.bias += found[-1].to(norm.bias) * scale_of(norm)
+    """Where the sum of the layer's output and what joins it is read or given, or, without one, where the output is."""
+    if fit.joint is None:
+        return fit.layer, "gives"
+    return fit.joint, "gives" if fit.layer.startswith(f"{fit.joint}.") else "reads"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
 from hf_compress.errors import CompressionError
@@ -84,12 +85,15 @@ def test_query_key_and_value_share_their_input(tiny_bert, tiny_bert_batch):
         {"kernel_size": (3, 2), "padding": (2, 0), "stride": (2, 1), "dilation": (1, 2)},
         {"kernel_size": (2, 3), "padding": "same"},
         {"kernel_size": 1, "stride": 2},
+        {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+        {"kernel_size": (3, 2), "stride": 2, "kind": Conv2dSame},
     ],
 )
 def test_patches_explain_the_second_moment_of_a_convolutions_output(geometry, monkeypatch):
     monkeypatch.setattr("hf_compress.measurement.moments.CHUNK", 500)  # an image at a time
     torch.manual_seed(0)
-    module = nn.Conv2d(3, 4, bias=False, **geometry)
+    geometry = dict(geometry)
+    module = geometry.pop("kind", nn.Conv2d)(3, 4, bias=False, **geometry)
     data = batches(5, 3, 9, 8)
     moments = input_moments(Wrapped(module), {"x": module}, data)["x"]
     with torch.no_grad():

@@ -8,6 +8,7 @@ from collections import namedtuple
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from hf_compress.errors import CompressionError, DiskFullError, UnsupportedModelError
 from hf_compress.lowrank import factorize
@@ -15,6 +16,7 @@ from hf_compress.measurement import PeakMemory
 from hf_compress.pruning import find_units, prune, shrink
 from hf_compress.pruning.blocks import chain, check_chain, first_of
 from hf_compress.pruning.fits import find_fits
+from hf_compress.pruning.regression import Regression
 from hf_compress.pruning.repair import following_rows, pruned_readers, repair
 from hf_compress.pruning.streams import Streams
 from hf_compress.pruning.token_weights import token_weights
@@ -131,6 +133,47 @@ def test_channels_of_a_residual_block(case):
     torch.testing.assert_close((bn.bias - shift).double(), expected[-1] * scale, rtol=1e-3, atol=1e-4)
 
 
+def test_the_classifier_reads_what_is_left_of_the_last_channels():
+    dense = cases.make("option_b")
+    small, readers, rows = cut(dense, lambda name: name == "timm_model.layer3.0.conv2")  # channels that layer3 adds to
+    assert "timm_model.fc" in readers
+    context = context_for(dense)
+    batch = whole_batch(dense, context)
+    start = small.timm_model.fc.weight.detach().T
+    start = torch.cat([start, small.timm_model.fc.bias.detach()[None]])
+    repair(small, dense, readers, context, samples=48, ridge=1e-1, rows=rows)
+    x, _ = read_and_given(small, "timm_model.fc", batch)
+    _, wanted = read_and_given(dense, "timm_model.fc", batch)
+    expected = ridge_fit(x, wanted, start, 1e-1)
+    torch.testing.assert_close(small.timm_model.fc.weight.T.double(), expected[:-1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(small.timm_model.fc.bias.double(), expected[-1], rtol=1e-3, atol=1e-4)
+    assert "unrepaired" not in context.notes
+
+
+@pytest.mark.parametrize("architecture", ["mobilenetv3_small_050", "tf_efficientnetv2_b0"])
+def test_convolutions_behind_the_blocks_are_fitted_too(architecture):
+    """And those that pad as TensorFlow does."""
+    dense = cases.timm_network(architecture)
+    small, readers, rows = cut(dense, lambda name: True, keep=0.8)
+    context, batch = context_for(dense), whole_batch(dense, context_for(dense))
+    (_, wanted), (_, before) = (read_and_given(model, "timm_model", batch) for model in (dense, small))
+    errors = repair(small, dense, readers, context, samples=48, rows=rows)
+    assert set(errors) == set(readers) and "timm_model.conv_head" in readers
+    _, after = read_and_given(small, "timm_model", batch)
+    assert (after - wanted).square().sum() < 0.9 * (before - wanted).square().sum()
+
+
+def test_a_layer_that_gives_more_than_its_geometry_tells_is_not_fitted():
+    class Wider(nn.Conv2d):
+        def forward(self, images):
+            return super().forward(F.pad(images, (1, 1, 1, 1)))
+
+    layer = Wider(3, 4, 3)
+    reads = torch.randn(2, 3, 8, 8)
+    with pytest.raises(UnsupportedModelError, match=r"stem \(Wider\) gives more positions"):
+        Regression("stem", layer).add(reads, layer(reads).detach().movedim(1, -1))
+
+
 @pytest.mark.parametrize("case", ["bert", "distilbert", "option_a", "option_b", "bottleneck"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_blocks_come_nearer_to_the_dense_ones(case, seed):
@@ -219,7 +262,7 @@ def test_a_disk_without_room_is_found_before_anything_is_cut(monkeypatch):
 
 
 @pytest.mark.parametrize("case", ["option_a", "bert"])
-@pytest.mark.parametrize("place", ["hf_compress.pruning.repair._Regression.add", "torch.nn.functional.kl_div"])
+@pytest.mark.parametrize("place", ["hf_compress.pruning.regression.Regression.add", "torch.nn.functional.kl_div"])
 def test_an_interruption_leaves_nothing_behind(place, case, monkeypatch):
     """Where batches are consumed, with the traceback at hand, as a notebook keeps it."""
 
@@ -229,7 +272,7 @@ def test_an_interruption_leaves_nothing_behind(place, case, monkeypatch):
     model = cases.make(case).train()
     attention = model.config._attn_implementation
     monkeypatch.setattr(place, interrupt)
-    options = {"repair": True, "samples": 24} if "repair" in place else {"method": "depth", "probe_samples": 8}
+    options = {"repair": True, "samples": 24} if "regression" in place else {"method": "depth", "probe_samples": 8}
     with pytest.raises(KeyboardInterrupt) as caught:
         prune(model, target={"macs": 0.6}, **options, **cases.examples_for(model))
     assert caught.tb is not None and torch.is_grad_enabled()
@@ -281,8 +324,12 @@ def test_what_stands_behind_a_layer_is_found(tmp_path):
             "distilbert",
             ("distilbert.transformer.layer.1.ffn.lin2", None, "distilbert.transformer.layer.1.output_layer_norm"),
         ),
+        (  # whose normalizations hold their activations, and whose blocks end with the sum
+            "mobilenetv3_small_050",
+            ("timm_model.blocks.1.1.conv_pwl", "timm_model.blocks.1.1.bn3", "timm_model.blocks.1.1"),
+        ),
     ):
-        model = cases.make(case)
+        model = cases.make(case) if case in cases.ALL else cases.timm_network(case)
         (tmp_path / case).mkdir()
         streams = Streams({"pruned": model}, [cases.inputs_for(model)], tmp_path / case)
         layer, norm, joint = expected

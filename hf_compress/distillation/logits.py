@@ -8,7 +8,9 @@ from typing import Literal
 from torch import nn
 
 from ..errors import CompressionError
+from ..measurement.states import evaluating
 from ..registry import StepContext, register_method
+from ..training.data import to_device
 from .term import DistillationTerm, check_ranges, check_unlabelled
 
 
@@ -50,6 +52,21 @@ class DistillOptions:
         return DistillationTerm(
             model, teacher, self.temperature, self.alpha, self.teacher, self.teacher_runtime, self.hidden
         )
+
+    def check(self, model: nn.Module, context) -> None:
+        """Compare the hidden states of a student with its teacher's on an example, if a training will.
+
+        Raises:
+            `CompressionError`: if they differ in shape, because pruning has taken channels out of them for example.
+        """
+        if not self.hidden:
+            return
+        term = self.term(model, context)
+        (batch,) = context.calibration(1)
+        batch = to_device(batch, model)
+        with evaluating(model):
+            outputs = model(**batch, output_hidden_states=True)
+            term(outputs.get("loss"), outputs, batch, model)
 
 
 @register_method(

@@ -28,8 +28,9 @@ def chain(model: nn.Module) -> list[str]:
         containers = encoder_modules(model)
     except CompressionError:
         raise UnsupportedModelError(
-            f"{type(model).__name__} is not made of blocks that repeat, so it can neither be repaired block by block "
-            "nor lose blocks; leave the repair out, and prune units."
+            f"{type(model).__name__} is not made of blocks that repeat, so it can neither be repaired block by block, "
+            "nor lose blocks, nor be timed block by block; leave the repair out, and prune units to a target of macs "
+            "or params."
         ) from None
     for module in containers:
         found += list(module) if isinstance(module, nn.Sequential) else [module]

@@ -105,7 +105,8 @@ def _replace_shortcuts(trace: nn.Module) -> set[nn.Module]:
     stand_ins = set()
     for name, module in list(trace.named_modules()):
         if isinstance(module, PadShortcut):
-            stand_in = nn.Conv2d(module.in_channels, module.out_channels, 1, stride=module.stride, bias=False)
+            with torch.random.fork_rng(devices=[]):  # its weights mean nothing
+                stand_in = nn.Conv2d(module.in_channels, module.out_channels, 1, stride=module.stride, bias=False)
             trace.set_submodule(name, stand_in)
             stand_ins.add(stand_in)
     return stand_ins

@@ -55,7 +55,7 @@ def prune_depth(model: nn.Module, options: DepthOptions, context: StepContext) -
     for name in blocks:
         with without(model, [name]):
             saved[name] = now - context.cost(model).of(target)
-    check_reach(target, budget, now, now - sum(saved.values()), context.baseline_cost.of(target))
+    check_reach(target, budget, now, now - sum(saved.values()), context.baseline_cost.of(target), advice="")
     gone = _choose(model, blocks, saved, now - budget, reference, context)
     readers = _readers_after(model, gone) if options.repair else []
     with repairing(model, lambda dense: readers, options, context) if options.repair else nullcontext():
@@ -87,6 +87,8 @@ def _choose(
             if name not in gone:
                 with without(model, [*gone, name]):
                     losses[name] = reference.divergence(model)
+        if not gone:
+            context.note(sensitivity={name: [{"kept": 0.0, "loss": round(loss, 6)}] for name, loss in losses.items()})
         costs = {name: (loss - before) / saved[name] if saved[name] > 0 else math.inf for name, loss in losses.items()}
         gone.append(min(costs, key=costs.get))
         before = losses[gone[-1]]

@@ -27,7 +27,7 @@ from .options import UnitOptions
 from .preconditions import check_repair
 from .repair import pruned_readers, repairing
 from .selection import Costs, choose, lowest_cost
-from .sensitivity import Reference, corrected, divergences, stops
+from .sensitivity import Reference, corrected, curves, divergences, stops
 from .surgery import shrink
 from .token_weights import token_weights
 from .units import Selection, Slice, UnitGroup, side_size, widths
@@ -109,7 +109,7 @@ def prune_fisher(model: nn.Module, options: FisherOptions, context: StepContext)
     with ExitStack() as stack:
         repair = None
         for ahead in range(options.passes, 0, -1):
-            orders = _orders(model, groups, options, context)
+            orders = _orders(model, groups, options, context, ahead == options.passes)
             aim = costs.now * (budget / costs.now) ** (1 / ahead)
             selection = _selection(model, groups, orders, costs, aim, ahead == 1, options, context)
             if options.repair and repair is None:  # it keeps the dense model: not yet while scores need their memory
@@ -172,7 +172,7 @@ def _selection(
 
 
 def _orders(
-    model: nn.Module, groups: Sequence[UnitGroup], options: FisherOptions, context: StepContext
+    model: nn.Module, groups: Sequence[UnitGroup], options: FisherOptions, context: StepContext, is_first: bool
 ) -> dict[str, Order]:
     found = sensitivity(model, groups, context.calibration(options.score_samples), context)
     reference = Reference(model, context.calibration(options.probe_samples)) if options.probes else None
@@ -193,6 +193,8 @@ def _orders(
         if reference is not None:
             measured = divergences(model, part, orders, options.probes, reference, context, means)
             orders |= {group.name: corrected(orders[group.name], measured[group.name]) for group in part}
+            if is_first:  # later ones measure what is left of the groups
+                context.note(sensitivity=curves(part, measured))
     return orders
 
 

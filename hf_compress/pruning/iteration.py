@@ -74,8 +74,15 @@ def _come_down(
     return groups, costs.after(model, groups, widths(selection))
 
 
-def check_reach(target: Target, budget: float, now: float, lowest: float, baseline: float) -> None:
+MORE = ", or options that let more go (a smaller min_channels or round_to, heads and neurons both)"
+
+
+def check_reach(target: Target, budget: float, now: float, lowest: float, baseline: float, advice: str = MORE) -> None:
     """Refuse a target that is met already, or below what is reachable.
+
+    Args:
+        target ([`~registry.Target`]): with `budget`, `now`, `lowest` and `baseline` in its figure.
+        advice (`str`, *optional*): what else than a larger fraction would help.
 
     Raises:
         [`TargetError`]: with the reachable range as fractions of the baseline.
@@ -92,7 +99,7 @@ def check_reach(target: Target, budget: float, now: float, lowest: float, baseli
     if lowest > budget:
         raise TargetError(
             f"target.{target.kind}: got {target.fraction}, which is out of reach. {reachable}; give a larger "
-            "fraction, or options that let more go (a smaller min_channels or round_to, heads and neurons both)."
+            f"fraction{advice}."
         )
 
 

@@ -163,8 +163,7 @@ def divergences(
             keep the mean outputs.
 
     Returns:
-        `dict[str, dict[int, float]]`: by group and number of units gone, the mean divergence. They are noted as
-        `sensitivity` too.
+        `dict[str, dict[int, float]]`: by group and number of units gone, the mean divergence.
     """
     found: dict[str, dict[int, float]] = {}
     blocks = _blocks(model, reference)
@@ -177,16 +176,18 @@ def divergences(
             with _silenced(model, group, order, gone, means):
                 found[group.name][gone] = reference.divergence(model)
     reference.start_from(model, None)
-    context.note(
-        sensitivity={
-            group.name: [
-                {"kept": round(1 - gone / group.size, 4), "loss": round(loss, 6)}
-                for gone, loss in found[group.name].items()
-            ]
-            for group in groups
-        }
-    )
     return found
+
+
+def curves(groups: Iterable[UnitGroup], measured: Mapping[str, Mapping[int, float]]) -> dict[str, list[dict]]:
+    """What [`divergences`] found, as a report draws it: by group, the loss at fractions of its units."""
+    return {
+        group.name: [
+            {"kept": round(1 - gone / group.size, 4), "loss": round(loss, 6)}
+            for gone, loss in measured[group.name].items()
+        ]
+        for group in groups
+    }
 
 
 def _blocks(model: nn.Module, reference: Reference) -> list[str]:

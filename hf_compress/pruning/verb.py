@@ -57,7 +57,7 @@ def prune(
             Where checkpoints of a training go.
         measure (`dict`, *optional*):
             What a target of latency speaks of: `runtime`, `precision`, `batch`, `length` and `threads` of a
-            [`~measurement.Serving`].
+            [`~measurement.Serving`]. At `length` MACs are counted, too.
         **options:
             Options of the method, such as those of [`MagnitudeOptions`].
 
@@ -86,6 +86,7 @@ def prune(
         training=training,
         seed=seed,
         output_dir=output_dir,
+        length=(measure or {}).get("length"),
     )
     context.serving = serving(context, **(measure or {}))
     if baseline is not None:

@@ -77,7 +77,7 @@ def _draw_groups(axes: Axes, groups: dict[str, list[tuple[float, float]]], quant
         label = plain(short_layer(name), 30) if name in worst else None
         axes.plot(*zip(*points, strict=True), color=color, markersize=3, label=label, **look)
     axes.set_xlabel("kept fraction of the group")
-    axes.set_ylabel(quantity)
+    axes.set_ylabel(f"{quantity} (divergence of the predictions)" if quantity == "loss" else quantity)
     axes.legend(fontsize=7, title="most sensitive", title_fontsize=7.5)
 
 

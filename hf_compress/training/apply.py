@@ -137,8 +137,10 @@ def apply_method(
         target = None if context.target is None else context.target.to_dict()
         track(model, technique=technique, method=method, target=target)
     context.loss_terms.clear()
-    if distill is not None and recover and not chosen.trains:
-        context.train(model, loss_terms=[distill.term(model, context)])
+    if distill is not None and not chosen.trains:
+        distill.check(model, context)  # of the model as it is now, before it is saved and waited for
+        if recover:
+            context.train(model, loss_terms=[distill.term(model, context)])
     report = StepReport(technique, method, model=result, notes=context.notes)
     report.warnings = list(context.notes.pop("warnings", []))
     if made is None:

@@ -25,6 +25,7 @@ from .fit import TrainReport, fit
 
 
 BASELINE = "baseline"  # the teacher's name that means the dense model
+CALIBRATION_BATCH = 32  # examples; a refinement makes a step a batch, so no setting of the evaluation may change it
 
 
 class Context:
@@ -111,8 +112,7 @@ class Context:
         data = self._need_data("calibrates on examples")
         if n < 1:
             raise CompressionError(f"calibration: got {n} examples; give at least 1.")
-        batch_size = self.training.get("per_device_eval_batch_size", 32)
-        return self._calibration(data.calibration(n, self.seed, batch_size, self.columns))
+        return self._calibration(data.calibration(n, self.seed, CALIBRATION_BATCH, self.columns))
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The task's loss of `model` on `batch`, a scalar with its graph.

@@ -71,14 +71,17 @@ def test_the_first_block_to_go_is_the_one_that_matters_least():
     reference = Reference(dense, context.calibration(24))
     blocks = removable(dense, reference.batches[0])
     assert len(blocks) == 7  # the two with a stride change the shape
-    losses = {}
+    losses, moved = {}, {}
     for name in blocks:
         model = cases.make("option_b")
         model.set_submodule(name, Removed.replacing(model.get_submodule(name)))
-        losses[name] = reference.divergence(model) / (count(dense).macs - count(model).macs)
-    prune(dense, method="depth", target={"macs": 0.95}, repair=False, **cases.examples_for(dense))
+        moved[name] = reference.divergence(model)
+        losses[name] = moved[name] / (count(dense).macs - count(model).macs)
+    report = prune(dense, method="depth", target={"macs": 0.95}, repair=False, **cases.examples_for(dense))
     gone = [name for name, module in dense.named_modules() if isinstance(module, Removed)]
     assert gone == [min(losses, key=losses.get)]
+    told = report.notes["sensitivity"]
+    assert {name: point["loss"] for name, (point,) in told.items()} == pytest.approx(moved, abs=1e-5)
 
 
 def test_no_block_goes_that_the_target_does_not_ask_for():

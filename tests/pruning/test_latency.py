@@ -137,6 +137,25 @@ def test_blocks_leave_in_a_made_up_time(monkeypatch):
         prune(cases.make("option_a"), method="fisher", target={"latency": 0.1}, **options)
 
 
+def test_a_time_that_no_attempt_meets_is_a_warning(monkeypatch):
+    """Half of the network's time is in none of its layers."""
+    model = cases.make("option_a")
+    serving = Staircase(inner_groups(find_units(model).groups, chain(model))[0])
+
+    def latencies(model, against):
+        own, full = (sum(serving.module_seconds(each).values()) for each in (model, against))
+        reached.append((own + full) / (2 * full))
+        return own + full, 2 * full
+
+    reached: list[float] = []
+    serving.latencies = latencies
+    monkeypatch.setattr("hf_compress.pruning.verb.serving", lambda context, **settings: serving)
+    options = {"samples": 16, "probe_samples": 8, **cases.examples_for(model)}
+    report = prune(model, method="fisher", target={"latency": 0.4}, **options)
+    assert report.achieved == pytest.approx(min(reached)) and report.achieved > 0.5
+    assert "0.4 of the baseline's latency" in report.warnings[-1] and "missed by" in report.warnings[-1]
+
+
 def test_the_same_shapes_in_another_network_are_measured_anew():
     networks = [cases.timm_network("resnet26", channels=(8, 16, 24, 32), output_stride=stride) for stride in (32, 8)]
     paths = set()
@@ -171,6 +190,7 @@ def test_blocks_leave_where_that_saves_most():
         **cases.examples_for(model),
     )
     assert count(model).macs < count(cases.make("option_a")).macs
+    assert (report.achieved > 0.5 * 1.01) == any("missed" in warning for warning in report.warnings)
     gone = [name for name, line in report.notes["layers"].items() if line["kept"] == 0]
     assert len(gone) == sum(isinstance(module, Removed) for module in model.modules()) > 0
     assert torch.isfinite(cases.output_of(model)).all()

@@ -302,6 +302,31 @@ def test_verb_trains_with_a_teacher_afterwards(tmp_path):
     assert torch.equal(cases.output_of(reload(model.eval(), tmp_path / "model")), cases.output_of(model))
 
 
+@pytest.mark.parametrize(("case", "fits"), [("option_a", True), ("option_b", False)])
+def test_hidden_states_that_pruning_makes_narrower_are_refused_before_the_training(case, fits):
+    model = cases.make(case)
+    options = {
+        "distill": {"hidden": 1.0},
+        "training": {"max_steps": 1, "per_device_train_batch_size": 4, "report_to": "none"},
+        **cases.examples_for(model, 8),
+    }
+    if fits:
+        assert prune(model, target={"macs": 0.7}, **options).seconds["train"] > 0
+        return
+    started = []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CompressionError, match="hidden: the states of layer"):
+        patch.setattr(Context, "train", lambda *args, **kwargs: started.append(True))
+        prune(model, target={"macs": 0.7}, **options)
+    assert not started
+
+
+def test_macs_are_counted_at_the_length_to_be_served():
+    model, dense = cases.make("bert"), cases.make("bert")
+    report = prune(model, target={"macs": 0.6}, measure={"length": 32})
+    assert report.cost.macs == count(model, length=32).macs < count(model).macs
+    assert report.achieved == pytest.approx(report.cost.macs / count(dense, length=32).macs)
+
+
 @pytest.mark.real
 def test_trained_network_keeps_most_of_what_it_knows():
     """A tenth of the classes would be right by chance; magnitudes of trained weights say far more than that."""

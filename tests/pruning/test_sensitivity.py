@@ -16,7 +16,7 @@ from hf_compress.measurement.moments import input_moments
 from hf_compress.pruning import find_units, prune, shrink, speed
 from hf_compress.pruning.blocks import chain
 from hf_compress.pruning.elimination import Order, Reader, eliminate
-from hf_compress.pruning.sensitivity import TEMPERATURE, Reference, corrected, divergences, stops
+from hf_compress.pruning.sensitivity import TEMPERATURE, Reference, corrected, curves, divergences, stops
 from hf_compress.pruning.token_weights import token_weights
 from hf_compress.pruning.units import full_selection
 from hf_compress.structure import Constant
@@ -53,8 +53,8 @@ def test_divergences_are_those_of_the_network_cut(case):
             small = copy.deepcopy(model)
             shrink(small, groups, selection)
             assert loss == pytest.approx(reference.divergence(small), rel=1e-3, abs=1e-7), (group.name, gone)
-    curves = context.notes["sensitivity"]
-    assert curves.keys() == orders.keys() and all(0 <= p["kept"] < 1 for points in curves.values() for p in points)
+    told = curves(groups, found)
+    assert told.keys() == orders.keys() and all(0 <= p["kept"] < 1 for points in told.values() for p in points)
 
 
 @pytest.mark.parametrize("case", ["bert", "distilbert"])
@@ -171,6 +171,10 @@ def test_several_passes_meet_the_target_too(tmp_path):
         options = {"passes": 2, "samples": 24, "probe_samples": 16, **cases.examples_for(model, 24)}
         report = prune(model, method="fisher", target={"macs": 0.5}, **options)
         assert 0.46 <= report.achieved <= 0.5
+        sizes = {group.name: group.size for group in find_units(cases.make(case)).groups}
+        for name, points in report.notes["sensitivity"].items():  # of the groups as they came
+            units = [point["kept"] * sizes[name] for point in points]
+            assert units == pytest.approx([round(unit) for unit in units], abs=0.01)
         assert {name: line["kept"] for name, line in report.notes["layers"].items() if line["kept"]} == {
             group.name: group.size for group in find_units(model).groups
         }

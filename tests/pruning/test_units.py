@@ -270,7 +270,7 @@ def test_adapters_have_to_be_merged_first():
         find_units(model)
 
 
-@pytest.mark.parametrize("case", ["bert", "option_b"])
+@pytest.mark.parametrize("case", ["bert", "option_a", "option_b"])
 def test_finding_units_leaves_the_model_alone(case):
     model = cases.make(case).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -7,7 +7,7 @@ The criteria differ in what they look at: weights (magnitude, fpgm, lamp, bn_sca
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import CompressionError, RecipeError
+from ..errors import CompressionError, RecipeError, UnsupportedModelError
 from ..registry import StepContext, Target, nearest, register_method
 from .channels import refresh_timm
 from .costs import CostModel
@@ -27,6 +27,7 @@ from .importance import (
     look_alikes,
     magnitude_scores,
     norm_scale_scores,
+    norm_scales,
     quantiles,
     random_scores,
     shared_quantiles,
@@ -129,7 +130,11 @@ def prune_lamp(model: nn.Module, options: CriterionOptions, context: StepContext
 @_criterion("bn_scale", "https://arxiv.org/abs/1708.06519", supports=("conv", "timm"))
 def prune_bn_scale(model: nn.Module, options: CriterionOptions, context: StepContext) -> None:
     """Remove the channels that batch normalization scales down most."""
-    _prune(model, options, context, norm_scale_scores)
+
+    def unscaled(group: UnitGroup) -> str | None:
+        return None if norm_scales(model, group) else "no batch normalization scales its channels"
+
+    _prune(model, options, context, norm_scale_scores, unscaled)
 
 
 @_criterion("activation", "https://arxiv.org/abs/1611.06440", needs=("calibration",))
@@ -169,12 +174,27 @@ def prune_random(model: nn.Module, options: CriterionOptions, context: StepConte
     _prune(model, options, context, lambda model, groups: random_scores(groups, generator))
 
 
-def _prune(model: nn.Module, options: CriterionOptions, context: StepContext, criterion: Scorer) -> None:
+def _prune(
+    model: nn.Module,
+    options: CriterionOptions,
+    context: StepContext,
+    criterion: Scorer,
+    blind: Callable[[UnitGroup], str | None] = lambda group: None,
+) -> None:
+    """Prune by a criterion, which may be `blind` to some groups, for the reason given: these are kept."""
     inventory = find_units(model, heads=options.heads, neurons=options.neurons, min_channels=options.min_channels)
-    if inventory.kept:
-        context.note(kept=inventory.kept)
+    reasons = {group.name: reason for group in inventory.groups if (reason := blind(group)) is not None}
+    found = [group for group in inventory.groups if group.name not in reasons]
+    if reasons and not found:
+        reason = next(iter(reasons.values()))
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: there is nothing to go by, as {reason} in any layer; prune with another method, "
+            "such as magnitude."
+        )
+    if kept := inventory.kept | reasons:
+        context.note(kept=kept)
     check_repair(model, options, context)
-    alike = look_alikes(model, inventory.groups)  # of the dense model: cut layers look alike no more
+    alike = look_alikes(model, found)  # of the dense model: cut layers look alike no more
 
     def score(model: nn.Module, groups: Sequence[UnitGroup]) -> Mapping[str, Tensor]:
         scores = criterion(model, groups)
@@ -188,10 +208,10 @@ def _prune(model: nn.Module, options: CriterionOptions, context: StepContext, cr
             return {name: quantiles(values) for name, values in scores.items()}
         return shared_quantiles(model, groups, scores, alike) if options.scope == "isomorphic" else scores
 
-    groups = inventory.groups
+    groups = found
 
     def cut(dense: nn.Module) -> list[str]:
-        return pruned_readers(model, dense, inventory.groups)
+        return pruned_readers(model, dense, found)
 
     with repairing(model, cut, options, context) if options.repair else nullcontext():
         if options.keep:

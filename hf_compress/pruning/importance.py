@@ -124,12 +124,7 @@ def norm_scale_scores(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str
     """
     scores = {}
     for group in groups:
-        modules = [(model.get_submodule(part.module), part) for part in group.producers]
-        scales = [
-            module.weight.detach().abs().double().cpu()[part.index].mean(1)
-            for module, part in modules
-            if isinstance(module, _BatchNorm) and module.weight is not None
-        ]
+        scales = [scale.detach().abs().double().cpu()[part.index].mean(1) for scale, part in norm_scales(model, group)]
         if not scales:
             raise UnsupportedModelError(
                 f"bn_scale: {group.name} has no batch normalization whose scale could be looked at; prune with "
@@ -137,6 +132,12 @@ def norm_scale_scores(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str
             )
         scores[group.name] = torch.stack(scales).mean(0)
     return scores
+
+
+def norm_scales(model: nn.Module, group: UnitGroup) -> list[tuple[Tensor, Slice]]:
+    """The scales that batch normalizations give the channels of a group, and where in them these are."""
+    modules = [(model.get_submodule(part.module), part) for part in group.producers]
+    return [(m.weight, part) for m, part in modules if isinstance(m, _BatchNorm) and m.weight is not None]
 
 
 def random_scores(groups: Sequence[UnitGroup], generator: torch.Generator) -> dict[str, Tensor]:

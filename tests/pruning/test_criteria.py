@@ -173,6 +173,12 @@ def test_scales_of_batch_normalizations():
     assert torch.allclose(found["timm_model.layer2.1.conv1"], model.timm_model.layer2[1].bn1.weight.detach().double())
     with pytest.raises(UnsupportedModelError, match="no batch normalization.*magnitude"):
         prune(cases.make("bert"), method="bn_scale", target={"macs": 0.5})
+    model = cases.timm_network("mobilenetv3_small_050")  # whose channel attention and last convolution have none
+    report = prune(model, method="bn_scale", target={"macs": 0.8}, steps=2)
+    reasons = {name: reason for name, reason in report.notes["kept"].items() if "no batch normalization" in reason}
+    assert report.achieved <= 0.8 and len(reasons) > 1
+    assert all(".se." in name or name.endswith("conv_head") for name in reasons)
+    assert not reasons.keys() & report.notes["layers"].keys()
 
 
 @pytest.mark.parametrize("case", ["bert", "option_b"])

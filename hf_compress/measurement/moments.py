@@ -58,7 +58,7 @@ def input_moments(
     Args:
         model ([`~transformers.PreTrainedModel`]): run in eval mode, without gradients, and left as it was.
         layers (`Mapping[str, nn.Module]`): the `Linear` and `Conv2d` whose inputs to look at, by name. A convolution's
-            input is the patch under its kernel, `(in kh kw,)`, zero padding included.
+            input is the patch under its kernel, `(in kh kw,)`, padding included.
         batches (`Iterable[Batch]`): inputs; tokens that the `attention_mask` leaves out are not counted.
         weigh (`Callable[[Batch], Mapping[str, torch.Tensor]]`, *optional*): gives for a batch, by layer, what each of
             its tokens counts, `(examples, length)`; those of a layer that it does not name count the same.

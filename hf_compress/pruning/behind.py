@@ -18,6 +18,8 @@ from .streams import Place, watch
 if TYPE_CHECKING:
     from ..registry import Batch
 
+UNSEEN = 8  # one batch in so many is not fitted to, but judges the fit
+
 
 def refit_behind(
     models: Mapping[str, nn.Module],
@@ -44,19 +46,21 @@ def refit_behind(
     found = {}
     for name, norm in _running_after(models["pruned"], last, layers, next(iter(examples()))).items():
         layer = models["pruned"].get_submodule(name)
-        regression = Regression(name, layer, norm)
+        # one row an example is few for a classifier of many inputs, so some examples tell whether it has learnt them
+        fitted, unseen = Regression(name, layer, norm), Regression(name, layer, norm)
         seen: dict[Place, Tensor] = {}
         with ExitStack() as stack:
             for version, kind in (("pruned", "reads"), ("dense", "gives")):
                 module = models[version].get_submodule(name)
                 stack.callback(watch(module, (version, kind), seen).remove)
                 stack.enter_context(evaluating(models[version]))
-            for batch in examples():
+            for number, batch in enumerate(examples()):
                 for model in models.values():
                     _run(model, batch)
                 wanted = seen["dense", "gives"].movedim(1 if isinstance(layer, nn.Conv2d) else -1, -1)
-                regression.add(seen["pruned", "reads"], wanted[..., rows[name]] if name in rows else wanted)
-        found[name] = regression.fit(ridge)
+                wanted = wanted[..., rows[name]] if name in rows else wanted
+                (unseen if number % UNSEEN == UNSEEN - 1 else fitted).add(seen["pruned", "reads"], wanted)
+        found[name] = fitted.fit(ridge, unseen=unseen if unseen.energy else None)
     return found
 
 

@@ -184,12 +184,11 @@ def _prune(
     """Prune by a criterion, which may be `blind` to some groups, for the reason given: these are kept."""
     inventory = find_units(model, heads=options.heads, neurons=options.neurons, min_channels=options.min_channels)
     reasons = {group.name: reason for group in inventory.groups if (reason := blind(group)) is not None}
-    found = [group for group in inventory.groups if group.name not in reasons]
+    groups = found = [group for group in inventory.groups if group.name not in reasons]
     if reasons and not found:
         reason = next(iter(reasons.values()))
         raise UnsupportedModelError(
-            f"{type(model).__name__}: there is nothing to go by, as {reason} in any layer; prune with another method, "
-            "such as magnitude."
+            f"{type(model).__name__}: {reason}, in all of its layers; prune with another method, such as magnitude."
         )
     if kept := inventory.kept | reasons:
         context.note(kept=kept)
@@ -207,8 +206,6 @@ def _prune(
         if options.scope == "local":
             return {name: quantiles(values) for name, values in scores.items()}
         return shared_quantiles(model, groups, scores, alike) if options.scope == "isomorphic" else scores
-
-    groups = found
 
     def cut(dense: nn.Module) -> list[str]:
         return pruned_readers(model, dense, found)
@@ -231,7 +228,9 @@ def _keep(
     fractions = {group.name: _fraction(group.name, options.keep) for group in groups}
     unknown = [pattern for pattern in options.keep if not fnmatch.filter(fractions, pattern)]
     if unknown:
-        raise RecipeError(f"keep.{unknown[0]}: no layer of this model has that name; they are {', '.join(fractions)}.")
+        raise RecipeError(
+            f"keep.{unknown[0]}: no layer of this model that may go has that name; they are {', '.join(fractions)}."
+        )
     kept = {
         group.name: max(narrowest(group, options.round_to), _width(group, fractions[group.name], options.round_to))
         for group in groups

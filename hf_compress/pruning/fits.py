@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..structure import Constant
 from .blocks import first_of
-from .streams import Streams
+from .streams import Place, Streams
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Fit:
     Args:
         layer (`str`): a `Linear`, `Conv2d`, or the [`Constant`] that stands for one.
         norm (`str`, *optional*): the batch normalization that reads it, which is a fixed scale and shift here.
-        joint (`str`, *optional*): the module that reads the sum of its (normalized) output and a shortcut, or the
-            block that gives it.
+        joint (`tuple[str, str]`, *optional*): where the sum of its (normalized) output and a shortcut is: a module and
+            `"reads"`, or the block and `"gives"`.
     """
 
     layer: str
     norm: str | None = None
-    joint: str | None = None
+    joint: Place | None = None
 
 
 def find_fits(streams: Streams, block: str, layers: Iterable[str]) -> list[Fit]:
@@ -58,9 +58,9 @@ def _norm(
 
 def _joint(
     streams: Streams, block: str, layer: str, scale: Tensor, later: Sequence[str], inputs: Mapping[str, Tensor]
-) -> str | None:
-    """The last module whose input changes just as the layer's (scaled) output does: it reads its sum with others. Or
-    the block, if what it gives does."""
+) -> Place | None:
+    """The last module whose input changes just as the layer's (scaled) output does: it reads its sum with others; or
+    the block itself, if its output changes so."""
     change = torch.randn(_output(streams, block, layer).shape, generator=torch.Generator().manual_seed(0))
     module = streams.models["pruned"].get_submodule(layer)
 
@@ -78,7 +78,7 @@ def _joint(
     for name in later:
         difference = changed[name] - inputs[name]
         if difference.shape == expected.shape and torch.allclose(difference, expected, rtol=1e-3, atol=1e-3):
-            found = name
+            found = (name, "gives" if name == block else "reads")
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import CompressionError, UnsupportedModelError
+from ..errors import CompressionError
 from ..measurement import device_of, evaluating
 from .units import Slice, UnitGroup, is_depthwise
 
@@ -80,9 +80,9 @@ def distance_scores(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str, 
     """
     scores = {}
     for group in groups:
-        layers = [(model.get_submodule(part.module), part) for part in group.producers]
         relative = []
-        for module, part in layers:
+        for part in group.producers:
+            module = model.get_submodule(part.module)
             if isinstance(module, nn.Linear | nn.Conv2d):
                 rows = module.weight.detach().flatten(1).double().cpu()[part.index].flatten(1)
                 distances = torch.cdist(rows, rows).sum(1)
@@ -116,20 +116,16 @@ def norm_scale_scores(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str
     """The mean absolute scale that batch normalizations give each channel (Liu et al. 2017,
     https://arxiv.org/abs/1708.06519).
 
+    Args:
+        model (`nn.Module`): the model the groups were found in.
+        groups (`Sequence[UnitGroup]`): those for which [`norm_scales`] finds any.
+
     Returns:
         `dict[str, Tensor]`: name of a group -> float64 scores, `(size,)`.
-
-    Raises:
-        [`UnsupportedModelError`]: where a group has no batch normalization with a scale.
     """
     scores = {}
     for group in groups:
         scales = [scale.detach().abs().double().cpu()[part.index].mean(1) for scale, part in norm_scales(model, group)]
-        if not scales:
-            raise UnsupportedModelError(
-                f"bn_scale: {group.name} has no batch normalization whose scale could be looked at; prune with "
-                "another method, such as magnitude."
-            )
         scores[group.name] = torch.stack(scales).mean(0)
     return scores
 

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CompressionError, DiskFullError, UnsupportedModelError
@@ -26,11 +27,17 @@ def check_repair(model: nn.Module, options: Any, context: StepContext) -> None:
 
     Raises:
         [`UnsupportedModelError`]: if the blocks do not form a chain, or cannot be refined.
-        `CompressionError`: if an example has inputs that are not finite.
+        `CompressionError`: if an example has inputs that are not finite, or weights are not in float32.
         `DiskFullError`: if there is no room for the activations that wait on disk.
     """
     if not options.repair:
         return
+    other = next((n for n, p in model.named_parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
+    if other is not None:
+        raise CompressionError(
+            f"repair: it fits weights in float32, and {other} is in {model.get_parameter(other).dtype}; call "
+            "model.float() before, or leave the repair out."
+        )
     elements, waiting = 0, 0.0
     for batch in context.calibration(options.samples):
         inputs = {name: value for name, value in batch.items() if name != "labels"}

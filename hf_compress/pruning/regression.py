@@ -37,13 +37,17 @@ class Regression:
         mask = None if weights is None else (weights > 0).to(target.device)
         target = target.flatten(0, -2) if mask is None else target[mask]
         weights = None if mask is None else weights.to(target)[mask]
-        for rows in [target[:, :0]] if isinstance(self.layer, Constant) else input_rows(self.layer, reads, mask):
-            self._add(rows, target[: len(rows)], weights)
-            target = target[len(rows) :]  # tokens come all at once, patches of images some at a time
-        if len(target):
+        parts = [target[:, :0]] if isinstance(self.layer, Constant) else input_rows(self.layer, reads, mask)
+        start = 0
+        for rows in parts:  # tokens come all at once, patches of images some at a time
+            part = target[start : start + len(rows)]
+            start += len(rows)
+            if len(part) == len(rows):
+                self._add(rows, part, weights)
+        if start != len(target):
             raise UnsupportedModelError(
-                f"{self.name} ({type(self.layer).__name__}) gives more positions than its kernel, stride and padding "
-                "tell of, so it cannot be fitted; leave the repair out."
+                f"{self.name} ({type(self.layer).__name__}) gives {len(target)} positions, and its kernel, stride and "
+                f"padding tell of {start}, so it cannot be fitted; leave the repair out."
             )
 
     def _add(self, x: Tensor, y: Tensor, weights: Tensor | None) -> None:
@@ -54,20 +58,27 @@ class Regression:
         self.cross += x.T @ y
         self.energy += float(y.double().square().sum())
 
-    def fit(self, ridge: float, usable: Tensor | None = None) -> float:
+    def fit(self, ridge: float, usable: Tensor | None = None, unseen: Regression | None = None) -> float:
         """Give the layer the coefficients found, drawn towards those at hand.
 
         Args:
             ridge (`float`): the penalty, as a share of the mean energy of what the layer reads.
             usable (`torch.BoolTensor` of shape `(m,)`, *optional*): the outputs to fit; all by default.
+            unseen ([`Regression`], *optional*): of the same layer on other examples, by whose error the penalty is
+                chosen, from `ridge` to a thousand times that; where none helps there the layer stays as it is.
 
         Returns:
-            `float`: the squared error that is left, as a share of that before.
+            `float`: the squared error that is left (on the unseen examples, if there are any), as a share of that
+            before.
         """
+        judge = self if unseen is None else unseen
         if not (self.gram.isfinite().all() and self.cross.isfinite().all()):
             raise CompressionError(f"{self.name} reads, or is to give, values that are not finite; check the weights.")
-        found = self._solve(ridge)
-        before, after = self._error(self.start), self._error(found)
+        penalties = [ridge] if unseen is None else [ridge * 10**power for power in range(4)]
+        found = min((self._solve(penalty) for penalty in penalties), key=judge._error)
+        before, after = judge._error(self.start), judge._error(found)
+        if unseen is not None and after > before:
+            return 1.0
         self._set(found if usable is None else torch.where(usable.to(found.device), found, self.start))
         return after / before if before > 0 else 1.0
 

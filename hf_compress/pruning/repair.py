@@ -162,7 +162,7 @@ def repair(
         examples = partial(context.calibration, samples)
         left |= refit_behind(models, streams.blocks[-1], outside, examples, ridge, rows or {})
     if others := sorted(set(outside) - set(left)):
-        context.note(unrepaired=others)
+        context.note(unrepaired=dict.fromkeys(others, "it runs before the last block, and in none"))
     return left
 
 
@@ -198,6 +198,4 @@ def _refit(streams: Streams, block: str, fit: Fit, ridge: float, kept: Tensor | 
 
 def _place(fit: Fit) -> Place:
     """Where the sum of the layer's output and what joins it is read or given, or, without one, where the output is."""
-    if fit.joint is None:
-        return fit.layer, "gives"
-    return fit.joint, "gives" if fit.layer.startswith(f"{fit.joint}.") else "reads"
+    return fit.joint or (fit.layer, "gives")

@@ -74,6 +74,8 @@ def _draw_groups(axes: Axes, groups: dict[str, list[tuple[float, float]]], quant
         points = groups[name]
         color = COLORS[worst.index(name)] if name in worst else SOFT
         look = {"linewidth": 1.5, "marker": "o", "zorder": 3} if name in worst else {"linewidth": 0.8, "alpha": 0.5}
+        if len(points) == 1:  # a block that was tried without
+            look["marker"] = "o"
         label = plain(short_layer(name), 30) if name in worst else None
         axes.plot(*zip(*points, strict=True), color=color, markersize=3, label=label, **look)
     axes.set_xlabel("kept fraction of the group")

@@ -25,7 +25,7 @@ from .fit import TrainReport, fit
 
 
 BASELINE = "baseline"  # the teacher's name that means the dense model
-CALIBRATION_BATCH = 32  # examples; a refinement makes a step a batch, so no setting of the evaluation may change it
+CALIBRATION_BATCH = 32  # the refinement takes one step a batch, so no setting of the evaluation may change it
 
 
 class Context:
@@ -104,7 +104,7 @@ class Context:
         return self.target.fraction * self.baseline_cost.of(self.target)
 
     def calibration(self, n: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches of the first `n` examples of a seeded shuffle of the training split, without augmentation.
+        """Batches of 32 of the first `n` examples of a seeded shuffle of the training split, without augmentation.
 
         Raises:
             `CompressionError`: without data.

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from ..errors import CompressionError
-from ..measurement.states import evaluating
+from ..measurement import evaluating
 from ..registry import StepContext, register_method
 from ..training.data import to_device
 from .term import DistillationTerm, check_ranges, check_unlabelled

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..measurement import device_of, evaluating
-from .blocks import first_of, moved
+from ..measurement import evaluating
+from .blocks import first_of, run
 from .regression import Regression
 from .streams import Place, watch
 
@@ -56,7 +56,7 @@ def refit_behind(
                 stack.enter_context(evaluating(models[version]))
             for number, batch in enumerate(examples()):
                 for model in models.values():
-                    _run(model, batch)
+                    run(model, batch)
                 wanted = seen["dense", "gives"].movedim(1 if isinstance(layer, nn.Conv2d) else -1, -1)
                 wanted = wanted[..., rows[name]] if name in rows else wanted
                 (unseen if number % UNSEEN == UNSEEN - 1 else fitted).add(seen["pruned", "reads"], wanted)
@@ -76,7 +76,7 @@ def _running_after(model: nn.Module, last: str, layers: Collection[str], batch: 
             )
             stack.callback(handle.remove)
         stack.enter_context(evaluating(model))
-        _run(model, {name: value[:1] for name, value in batch.items()})
+        run(model, {name: value[:1] for name, value in batch.items()})
     order = [module for module, _, _ in calls]
     after = calls[order.index(block) + 1 :]
     return {
@@ -84,8 +84,3 @@ def _running_after(model: nn.Module, last: str, layers: Collection[str], batch: 
         for module, _, gives in after
         if names[module] in layers
     }
-
-
-def _run(model: nn.Module, batch: Batch) -> None:
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    model(**moved(inputs, device_of(model)))

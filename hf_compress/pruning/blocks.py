@@ -46,10 +46,9 @@ def block_calls(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, list
         )
         for name, found in calls.items()
     ]
-    inputs = {name: value[:1] for name, value in batch.items() if name != "labels"}
     try:
         with evaluating(model):
-            model(**moved(inputs, device_of(model)))
+            run(model, {name: value[:1] for name, value in batch.items()})
     finally:
         for handle in handles:
             handle.remove()
@@ -116,6 +115,11 @@ def without(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
             model.set_submodule(name, module)
 
 
+def run(model: nn.Module, batch: Batch) -> Any:
+    """What a network gives for a batch, whose labels it is not told."""
+    return model(**moved({name: value for name, value in batch.items() if name != "labels"}, device_of(model)))
+
+
 def moved(values: Any, device: torch.device) -> Any:
     if isinstance(values, dict):
         return {name: moved(value, device) for name, value in values.items()}
@@ -140,7 +144,7 @@ def entering(model: nn.Module, block: str, inputs: Batch) -> dict[str, Any]:
     handle = model.get_submodule(block).register_forward_pre_hook(stop, with_kwargs=True)
     try:
         with evaluating(model):
-            model(**moved(dict(inputs), device_of(model)))
+            run(model, inputs)
     except _Stop:
         pass
     finally:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import CompressionError
-from ..measurement import device_of, evaluating
+from ..measurement import evaluating
+from .blocks import run
 from .units import Slice, UnitGroup, is_depthwise
 
 
@@ -182,8 +183,7 @@ def activation_scores(model: nn.Module, groups: Sequence[UnitGroup], batches: It
             for batch in batches:
                 attention = batch.get("attention_mask")
                 mask[0] = attention.bool() if attention is not None and attention.dim() == 2 else None
-                inputs = {name: value for name, value in batch.items() if name != "labels"}
-                model(**{name: value.to(device_of(model)) for name, value in inputs.items()})
+                run(model, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..measurement import device_of, evaluating
-from .blocks import moved
+from ..measurement import evaluating
+from .blocks import run
 
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def reestimate(model: nn.Module, batches: Iterable[Batch]) -> None:
     try:
         with evaluating(model):
             for batch in batches:
-                model(**moved({name: value for name, value in batch.items() if name != "labels"}, device_of(model)))
+                run(model, batch)
     finally:
         for handle in handles:
             handle.remove()

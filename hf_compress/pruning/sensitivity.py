@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import CompressionError, UnsupportedModelError
 from ..measurement import device_of, evaluating
-from .blocks import chain, check_chain, entering, moved, without
+from .blocks import chain, check_chain, entering, run, without
 from .elimination import Order
 from .masks import masked
 from .speed import quick_texts
@@ -107,7 +107,7 @@ class Reference:
         with evaluating(model), self._started(model):
             for batch in self.batches:
                 with quick_texts(model, batch):
-                    outputs = model(**moved(batch, device_of(model)))
+                    outputs = run(model, batch)
                 if getattr(outputs, "logits", None) is None:
                     raise UnsupportedModelError(
                         f"{type(model).__name__} gives no logits to compare; give a model with a head, or prune with "

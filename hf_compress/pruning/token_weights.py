@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..measurement import device_of, evaluating, frozen
-from .blocks import moved
+from ..measurement import evaluating, frozen
+from .blocks import first_of, run
 from .gradients import MicroBatches
 from .speed import quick_texts
 
@@ -62,7 +62,7 @@ def _weights(model: nn.Module, blocks: Sequence[str], batch: Batch, parts: Micro
 
     def keeper(name: str):
         def keep(module: nn.Module, args: tuple, output: Any) -> None:
-            outputs[name] = output[0] if isinstance(output, tuple) else output
+            outputs[name] = first_of(output)
             if outputs[name].dim() != 3:
                 raise _NoTokens
 
@@ -73,7 +73,7 @@ def _weights(model: nn.Module, blocks: Sequence[str], batch: Batch, parts: Micro
     try:
         with evaluating(model), frozen(model), torch.enable_grad():
             with parts.watched(batch), quick_texts(model, batch):
-                logits = getattr(model(**moved(dict(batch), device_of(model))), "logits", None)
+                logits = getattr(run(model, batch), "logits", None)
             if logits is None:
                 return {}
             logits = without_padding(logits.float(), mask)

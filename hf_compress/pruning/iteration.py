@@ -20,6 +20,8 @@ Scorer = Callable[[nn.Module, Sequence[UnitGroup]], Mapping[str, Tensor]]
 # Rounds after the planned ones, should the counted cost turn out above the computed one.
 EXTRA_ROUNDS = 5
 
+UNIT_ADVICE = ", or options that let more go (a smaller min_channels or round_to, heads and neurons both)"
+
 
 def prune_to_target(
     model: nn.Module,
@@ -74,10 +76,9 @@ def _come_down(
     return groups, costs.after(model, groups, widths(selection))
 
 
-MORE = ", or options that let more go (a smaller min_channels or round_to, heads and neurons both)"
-
-
-def check_reach(target: Target, budget: float, now: float, lowest: float, baseline: float, advice: str = MORE) -> None:
+def check_reach(
+    target: Target, budget: float, now: float, lowest: float, baseline: float, advice: str = UNIT_ADVICE
+) -> None:
     """Refuse a target that is met already, or below what is reachable.
 
     Args:

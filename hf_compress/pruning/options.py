@@ -50,8 +50,7 @@ class UnitOptions(RepairOptions):
 
     Args:
         min_channels (`int`, *optional*, defaults to 4): channels that stay in every convolution that stays; `fisher`
-            may take out whole residual blocks. Narrow layers save little time, so under a target of latency, with a
-            training afterwards, more may be better (a ResNet-20 of 16 to 64 channels came out best with 16).
+            may take out whole residual blocks.
         round_to (`int`, *optional*, defaults to 1): widths of channels and neurons become multiples of this.
         heads (`bool`, *optional*, defaults to `True`), neurons (`bool`, *optional*, defaults to `True`): whether
             attention heads and feed-forward neurons may go; in an encoder only.

@@ -15,7 +15,7 @@ import yaml
 from .errors import RecipeError
 from .fields import from_mapping
 from .recipe_text import apply_overrides, choose_size, read_yaml
-from .registry import TECHNIQUES, Target, get_method, methods, nearest
+from .registry import TECHNIQUES, Target, check_trains, get_method, methods, nearest
 from .tasks import SAMPLE, TaskSpec
 
 
@@ -263,6 +263,7 @@ def _read_step(value: Any, path: str) -> Step:
         step.training = common["training"]
     if common.get("distill") is not None:
         step.distill = from_mapping(get_method("distill", "logits").options, common["distill"], f"{path}.distill")
+    check_trains(method, step.training, step.distill, f"{path}.")
     if hasattr(options, "check_target"):
         try:
             options.check_target(step.target)

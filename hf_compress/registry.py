@@ -156,6 +156,19 @@ class Method:
         return (self.function.__doc__ or "").strip().splitlines()[0]
 
 
+def check_trains(method: Method, training: Any, distill: Any, path: str = "") -> None:
+    """Refuse fields of a training where none will be.
+
+    Raises:
+        `RecipeError`: if there are fields, and neither the method trains nor a block of distillation does afterwards.
+    """
+    if training and distill is None and not method.trains:
+        raise RecipeError(
+            f"{path}training: got {', '.join(training)}, and {method.technique}/{method.name} does not train; add "
+            "distill, which trains after the surgery, or leave training out."
+        )
+
+
 _METHODS: dict[tuple[str, str], Method] = {}
 
 

@@ -82,6 +82,10 @@ INT8 = {"quantize": {"scheme": "static_int8"}}
             recipe(steps=[{"quantize": {"target": {"macs": 0.5}}}]),
             r"quantize\.target: a quantize step takes no target",
         ),
+        (
+            recipe(steps=[{"prune": {**PRUNE["prune"], "training": {"learning_rate": 0.1}}}]),
+            r"steps\.0\.prune\.training: got learning_rate, and prune/magnitude does not train; add distill",
+        ),
         (recipe(steps=[INT8, PRUNE]), r"steps\.1\.prune: nothing can follow the quantize step"),
         (recipe(steps=[INT8, {"finetune": {}}]), r"steps\.1\.finetune: nothing can follow"),
         (recipe(steps=[SVD, PRUNE]), r"steps\.1\.prune: the layers are low-rank pairs"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..registry import Target
+from ..registry import Target, check_trains, get_method
 from ..training import Context, StepReport, apply_method
 
 
@@ -58,7 +58,8 @@ def factorize(
 
     Raises:
         [`~errors.TargetError`]: the target is met already, or out of reach; nothing has been changed.
-        [`~errors.RecipeError`]: an unknown option, or not exactly one of `target`, `rank` and `energy`.
+        [`~errors.RecipeError`]: an unknown option, not exactly one of `target`, `rank` and `energy`, or
+            `training` where nothing trains.
 
     Example:
 
@@ -71,6 +72,7 @@ def factorize(
     """
     if target is not None and not isinstance(target, Target):
         target = Target.from_dict(target)
+    check_trains(get_method("factorize", method), training, distill)
     context = Context(
         data=data,
         collate_fn=collate_fn,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..registry import Target
+from ..registry import Target, check_trains, get_method
 from ..training import Context, StepReport, apply_method, serving
 
 
@@ -67,7 +67,7 @@ def prune(
     Raises:
         [`TargetError`]: the target is met already or out of reach; nothing was changed.
         [`UnsupportedModelError`]: another architecture.
-        [`RecipeError`]: an unknown or invalid option.
+        [`RecipeError`]: an unknown or invalid option, or `training` where nothing trains.
 
     Example:
 
@@ -78,6 +78,7 @@ def prune(
     model.save_pretrained("small")
     ```
     """
+    check_trains(get_method("prune", method), training, distill)
     context = Context(
         data=data,
         collate_fn=collate_fn,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import hf_compress as hc
 from hf_compress import load_methods, registry
 from hf_compress.distillation import DistillationTerm, DistillOptions
 from hf_compress.errors import CompressionError, RecipeError, TargetError
@@ -219,3 +220,12 @@ def test_the_second_phase_of_a_step_goes_on_from_the_first_report():
     assert set(merged["notes"]) == {"layers", "epochs"}
     assert merged["seconds"]["total"] == pytest.approx(first["seconds"]["total"] + second.seconds["total"], abs=0.002)
     assert merged["warnings"] == first["warnings"]
+
+
+@pytest.mark.parametrize("verb", [hc.prune, hc.factorize])
+def test_a_verb_refuses_fields_of_a_training_that_will_not_be(verb):
+    model = tiny_text_model()
+    before = weights(model)
+    with pytest.raises(RecipeError, match="training: got num_train_epochs, and .* does not train; add distill"):
+        verb(model, target={"params": 0.9}, data=text_data(), training={"num_train_epochs": 1})
+    assert_same_weights(before, weights(model))

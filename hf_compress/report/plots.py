@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .canvas import RULE, SOFT, panels, plain, save, short_layer, style
+from .canvas import RULE, SOFT, legend_below, panels, plain, save, short_layer, style
 from .tables import OPERATIONS, baseline_stage, main_metric, served_latency
 
 
@@ -56,7 +56,7 @@ def _draw_size(results: dict):
 def _scatter(results: dict, points: list[tuple[float, float, str]], label: str):
     if not points:
         return None
-    figure, axes = _one_panel((7, 4.2))
+    figure, axes = _one_panel((7, 4.2 + 0.1 * len(points)))
     for index, (x, y, name) in enumerate(points):
         axes.scatter(x, y, s=60, color=f"C{index}", label=plain(name), zorder=3)
     axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=RULE, linewidth=1, zorder=1)
@@ -64,7 +64,7 @@ def _scatter(results: dict, points: list[tuple[float, float, str]], label: str):
     axes.set_xlabel(label)
     axes.set_ylabel(plain(main_metric(results)))
     axes.set_title(plain(results["name"]))
-    axes.legend(loc="best")
+    legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
 
@@ -101,7 +101,7 @@ def _draw_seconds(results: dict):
     stages = [stage for stage in results["stages"] if stage.get("seconds")]
     if not stages:
         return None
-    figure, axes = _one_panel((7, 0.6 * len(stages) + 1.4))
+    figure, axes = _one_panel((7, 0.6 * len(stages) + 2.0))
     left = [0.0] * len(stages)
     for color, kind in enumerate(OPERATIONS):
         widths = [stage["seconds"].get(kind, 0.0) for stage in stages]
@@ -112,7 +112,7 @@ def _draw_seconds(results: dict):
     axes.set_yticks(range(len(stages)), [plain(stage["name"]) for stage in stages])
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
-    axes.legend(ncols=3, loc="best")
+    legend_below(figure, *axes.get_legend_handles_labels())
     axes.set_title(f"{plain(results['name'])}: where the time went")
     return figure
 
@@ -127,7 +127,7 @@ def _draw_epochs(results: dict):
         if not epochs:
             continue
         if figure is None:
-            figure, axes = _one_panel((7, 4))
+            figure, axes = _one_panel((7, 4.4))
         positions = [start + entry["epoch"] for entry in epochs]
         axes.plot(positions, [entry[key] for entry in epochs], "o-", color=f"C{index}", label=plain(stage["name"]))
         for event in stage.get("events", []):
@@ -143,5 +143,5 @@ def _draw_epochs(results: dict):
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{plain(metric)} on the holdout")
     axes.set_title(plain(results["name"]))
-    axes.legend()
+    legend_below(figure, *axes.get_legend_handles_labels())
     return figure

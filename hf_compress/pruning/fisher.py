@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 SCORES = ("reconstruction", "masks")
 MOMENT_BYTES = 2**29  # second moments that are held at once
-ATTEMPTS = 4  # to meet a target of latency
+ATTEMPTS = 6  # to meet a target of latency
 MARGIN = 0.98  # of the budget, after an attempt that came out too slow or needlessly fast
 NEAR = 0.96  # of the budget, from which on an attempt is fast enough and not needlessly so
 
@@ -150,25 +151,39 @@ def _selection(
     context: StepContext,
 ) -> Selection:
     """The choice; if it is to meet a target of latency, other budgets are tried when the whole network is slower than
-    its layers, or faster. The largest of those that meet it is taken."""
+    its layers, or faster: in proportion to its time, or between one that met the target and one that did not. The
+    largest of those that meet it is taken."""
     if context.target.kind != "latency" or not is_last:
         return choose(groups, orders, costs, budget, options.round_to)
     lowest = lowest_cost(groups, costs, options.round_to) * (1 + 1e-9)  # whatever sums are rounded to
-    found: list[tuple[float, float, Selection]] = []
+    found: list[tuple[float, float, Selection]] = []  # budget, what came of it, choice
     for _ in range(ATTEMPTS):
         selection = choose(groups, orders, costs, budget, options.round_to)
-        if any(widths(selection) == widths(other) for _, _, other in found):
-            break
-        trial = copy.deepcopy(model)
-        shrink(trial, groups, selection)
-        reached = context.cost(trial).latency
+        same = [reached for _, reached, other in found if widths(other) == widths(selection)]
+        reached = same[0] if same else _latency(model, groups, selection, context)
         found.append((budget, reached, selection))
         if NEAR * context.budget <= reached <= context.budget:
             break
-        budget = min(max(budget * context.budget / reached * MARGIN, lowest), costs.now)
-    met = [attempt for attempt in found if attempt[1] <= context.budget]
-    best = max(met, key=lambda attempt: attempt[0]) if met else min(found, key=lambda attempt: attempt[1])
-    return best[2]
+        meeting = [attempt for attempt in found if attempt[1] <= context.budget]
+        missing = [attempt for attempt in found if attempt[1] > context.budget]
+        if meeting and missing:
+            (below, fast, _), (above, slow, _) = max(meeting, key=itemgetter(0)), min(missing, key=itemgetter(0))
+            following = below + (above - below) * (MARGIN * context.budget - fast) / (slow - fast)
+        else:
+            following = budget * context.budget / reached * MARGIN
+        following = min(max(following, lowest), costs.now)
+        if following == budget:
+            break
+        budget = following
+    meeting = [attempt for attempt in found if attempt[1] <= context.budget]
+    return (max(meeting, key=itemgetter(0)) if meeting else min(found, key=itemgetter(1)))[2]
+
+
+def _latency(model: nn.Module, groups: Sequence[UnitGroup], selection: Selection, context: StepContext) -> float:
+    """Of the network as it would be, as a fraction of the dense one's."""
+    trial = copy.deepcopy(model)
+    shrink(trial, groups, selection)
+    return context.cost(trial).latency
 
 
 def _orders(

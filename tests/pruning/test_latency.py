@@ -93,7 +93,7 @@ def test_a_target_is_met_in_the_time_of_the_runtime(case, monkeypatch, tmp_path)
         assert all(width % 4 == 0 for width in widths)
 
 
-@pytest.mark.parametrize("power", [0.7, 1.0, 1.5])
+@pytest.mark.parametrize("power", [0.7, 1.0, 1.5, 3.0])
 def test_a_network_that_is_not_the_sum_of_its_layers_uses_the_time_it_has(power, monkeypatch):
     """Faster than its layers say, or slower."""
     model = cases.make("option_a")

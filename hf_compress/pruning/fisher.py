@@ -156,16 +156,15 @@ def _selection(
     if context.target.kind != "latency" or not is_last:
         return choose(groups, orders, costs, budget, options.round_to)
     lowest = lowest_cost(groups, costs, options.round_to) * (1 + 1e-9)  # whatever sums are rounded to
-    found: list[tuple[float, float, Selection]] = []  # budget, what came of it, choice
+    meeting: list[tuple[float, float, Selection]] = []  # budget, what came of it, choice
+    missing: list[tuple[float, float, Selection]] = []
     for _ in range(ATTEMPTS):
         selection = choose(groups, orders, costs, budget, options.round_to)
-        same = [reached for _, reached, other in found if widths(other) == widths(selection)]
+        same = [reached for _, reached, other in meeting + missing if widths(other) == widths(selection)]
         reached = same[0] if same else _latency(model, groups, selection, context)
-        found.append((budget, reached, selection))
+        (meeting if reached <= context.budget else missing).append((budget, reached, selection))
         if NEAR * context.budget <= reached <= context.budget:
             break
-        meeting = [attempt for attempt in found if attempt[1] <= context.budget]
-        missing = [attempt for attempt in found if attempt[1] > context.budget]
         if meeting and missing:
             (below, fast, _), (above, slow, _) = max(meeting, key=itemgetter(0)), min(missing, key=itemgetter(0))
             following = below + (above - below) * (MARGIN * context.budget - fast) / (slow - fast)
@@ -175,8 +174,7 @@ def _selection(
         if following == budget:
             break
         budget = following
-    meeting = [attempt for attempt in found if attempt[1] <= context.budget]
-    return (max(meeting, key=itemgetter(0)) if meeting else min(found, key=itemgetter(1)))[2]
+    return (max(meeting, key=itemgetter(0)) if meeting else min(missing, key=itemgetter(1)))[2]
 
 
 def _latency(model: nn.Module, groups: Sequence[UnitGroup], selection: Selection, context: StepContext) -> float:

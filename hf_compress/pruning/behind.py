@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,7 +19,7 @@ from .streams import Place, watch
 if TYPE_CHECKING:
     from ..registry import Batch
 
-UNSEEN = 8  # one batch in so many is not fitted to, but judges the fit
+UNSEEN = 8  # one example in so many is not fitted to, but judges the fit
 
 
 def refit_behind(
@@ -41,7 +42,8 @@ def refit_behind(
         rows (`Mapping[str, torch.Tensor]`): by layer, which rows of the dense one it has, where that is not all.
 
     Returns:
-        `dict[str, float]`: by layer, the squared error that is left, as a share of that before.
+        `dict[str, float]`: by layer, the squared error that is left, as a share of that before; 1 where the layer
+        stays as it is, for want of examples or because nothing helps those that it was not fitted to.
     """
     found = {}
     for name, norm in _running_after(models["pruned"], last, layers, next(iter(examples()))).items():
@@ -54,13 +56,19 @@ def refit_behind(
                 module = models[version].get_submodule(name)
                 stack.callback(watch(module, (version, kind), seen).remove)
                 stack.enter_context(evaluating(models[version]))
-            for number, batch in enumerate(examples()):
+            number = 0
+            for batch in examples():
                 for model in models.values():
                     run(model, batch)
                 wanted = seen["dense", "gives"].movedim(1 if isinstance(layer, nn.Conv2d) else -1, -1)
                 wanted = wanted[..., rows[name]] if name in rows else wanted
-                (unseen if number % UNSEEN == UNSEEN - 1 else fitted).add(seen["pruned", "reads"], wanted)
-        found[name] = fitted.fit(ridge, unseen=unseen if unseen.energy else None)
+                judges = torch.arange(number, number + len(wanted)) % UNSEEN == UNSEEN - 1
+                number += len(wanted)
+                for regression, chosen in ((fitted, ~judges), (unseen, judges)):
+                    if chosen.any():
+                        reads = seen["pruned", "reads"]
+                        regression.add(reads[chosen.to(reads.device)], wanted[chosen.to(wanted.device)])
+        found[name] = 1.0 if number < UNSEEN else fitted.fit(ridge, unseen=unseen)
     return found
 
 

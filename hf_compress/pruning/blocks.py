@@ -38,11 +38,12 @@ def chain(model: nn.Module) -> list[str]:
 
 
 def block_calls(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, list[tuple[Any, Any]]]:
-    """By block of [`chain`], at every call of it on the first example of `batch`: what it reads, and what it gives."""
+    """By block of [`chain`], at every call of it on the first example of `batch`: what it reads first, and what it
+    gives."""
     calls: dict[str, list[tuple[Any, Any]]] = {name: [] for name in chain(model)}
     handles = [
         model.get_submodule(name).register_forward_hook(
-            lambda module, args, output, found=found: found.append((args[0], first_of(output)))
+            lambda module, args, output, found=found: found.append((args[0], output))
         )
         for name, found in calls.items()
     ]
@@ -68,7 +69,7 @@ def check_chain(model: nn.Module, batch: Batch) -> None:
     """
     calls = block_calls(model, batch)
     for before, after in itertools.pairwise(calls):
-        if not calls[before] or not calls[after] or calls[before][-1][1] is not calls[after][-1][0]:
+        if not calls[before] or not calls[after] or first_of(calls[before][-1][1]) is not calls[after][-1][0]:
             raise UnsupportedModelError(
                 f"{type(model).__name__}: {after} does not read what {before} gives, so that the network cannot be "
                 "repaired block by block; leave the repair out."
@@ -76,7 +77,8 @@ def check_chain(model: nn.Module, batch: Batch) -> None:
 
 
 def removable(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> list[str]:
-    """The blocks that run once and give what has the shape of what they read, so that the network runs without them.
+    """The blocks that run once and give a tensor of the shape of what they read, so that the network runs without
+    them.
 
     Raises:
         [`UnsupportedModelError`]: if there is none.
@@ -85,14 +87,14 @@ def removable(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> list[str]:
     found = [name for name in calls if _keeps_shape(calls[name]) and _is_composed(model.get_submodule(name))]
     if not found:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: none of its blocks ({', '.join(calls)}) is more than a layer and keeps the "
-            "shape of what it reads, so none can leave; prune channels instead."
+            f"{type(model).__name__}: none of its blocks ({', '.join(calls)}) is more than a layer and gives "
+            "a single tensor, of the shape of what it reads, so none can leave; prune channels instead."
         )
     return found
 
 
 def _keeps_shape(calls: Sequence[tuple[Any, Any]]) -> bool:
-    """In a single call; some blocks hand on lists, which have no shape."""
+    """In a single call; some blocks hand on lists or tuples, which have no shape."""
     return len(calls) == 1 and all(isinstance(x, Tensor) for x in calls[0]) and calls[0][0].shape == calls[0][1].shape
 
 

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
+from ..errors import UnsupportedModelError
 from ..registry import StepContext, register_method
 from ..structure import Removed
 from .blocks import chain, removable, without
@@ -16,8 +18,9 @@ from .inventory import find_units
 from .iteration import check_reach
 from .options import RepairOptions
 from .preconditions import check_repair
-from .repair import repairing
+from .repair import pruned_readers, repairing
 from .sensitivity import Reference
+from .units import UnitGroup
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ def prune_depth(model: nn.Module, options: DepthOptions, context: StepContext) -
         with without(model, [name]):
             saved[name] = now - context.cost(model).of(target)
     check_reach(target, budget, now, now - sum(saved.values()), context.baseline_cost.of(target), advice="")
+    readers = partial(pruned_readers, model, groups=_groups(model) if options.repair else [])
     gone = _choose(model, blocks, saved, now - budget, reference, context)
-    readers = _readers_after(model, gone) if options.repair else []
-    with repairing(model, lambda dense: readers, options, context) if options.repair else nullcontext():
+    with repairing(model, readers, options, context) if options.repair else nullcontext():
         for name in gone:
             model.set_submodule(name, Removed.replacing(model.get_submodule(name)))
     context.note(layers={name: {"kept": int(name not in gone), "of": 1} for name in blocks})
@@ -98,16 +101,15 @@ def _choose(
     return gone
 
 
-def _readers_after(dense: nn.Module, gone: Sequence[str]) -> list[str]:
-    """The layers behind the first missing block that read what its block makes itself: they add to the stream."""
-    blocks = chain(dense)
-    later = [name for name in blocks[min(map(blocks.index, gone)) :] if name not in gone]
-    return [
-        part.module
-        for group in find_units(dense).groups
-        for part in group.consumers
-        if any(group.name.startswith(f"{name}.") and part.module.startswith(f"{name}.") for name in later)
-    ]
+def _groups(model: nn.Module) -> list[UnitGroup]:
+    """The units whose readers are fitted behind a gap."""
+    try:
+        return find_units(model).groups
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"repair: which layers make up for a missing block is not known here ({error}) Give repair: false, and "
+            "blocks leave all the same."
+        ) from error
 
 
 def _close_up(model: nn.Module, gone: Sequence[str]) -> None:

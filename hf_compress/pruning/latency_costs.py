@@ -33,7 +33,7 @@ from .units import UnitGroup, full_selection
 logger = logging.getLogger(__name__)
 
 NOT_COMPUTED = ("quantization_config", "_name_or_path", "transformers_version")  # of a config: no kernel asks for it
-WIDTHS = 8  # that are measured of a group, at most, evenly spaced
+WIDTHS = 8  # that are measured of a group, about, evenly spaced
 FORMAT_VERSION = 2
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CompressionError, DiskFullError, UnsupportedModelError
-from .blocks import block_calls, check_chain
+from .blocks import block_calls, check_chain, first_of
 
 
 if TYPE_CHECKING:
@@ -47,10 +47,12 @@ def check_repair(model: nn.Module, options: Any, context: StepContext) -> None:
             check_chain(model, inputs)
             calls = block_calls(model, inputs)
             # of both versions what a block reads, of one what it gives and what is seen within
-            most = max(2 * read.nbytes + 3 * given.nbytes for found in calls.values() for read, given in found)
+            most = max(
+                2 * read.nbytes + 3 * first_of(given).nbytes for found in calls.values() for read, given in found
+            )
             waiting = most / first[:1].numel()
             if options.refine:
-                _check_rows(model, {name: given for name, found in calls.items() for _, given in found})
+                _check_rows(model, {name: first_of(given) for name, found in calls.items() for _, given in found})
         elements += first.numel()
     _check_room(waiting * elements)
 

@@ -76,10 +76,12 @@ class Regression:
             raise CompressionError(f"{self.name} reads, or is to give, values that are not finite; check the weights.")
         penalties = [ridge] if unseen is None else [ridge * 10**power for power in range(4)]
         found = min((self._solve(penalty) for penalty in penalties), key=judge._error)
+        if usable is not None:
+            found = torch.where(usable.to(found.device), found, self.start)
         before, after = judge._error(self.start), judge._error(found)
         if unseen is not None and after > before:
             return 1.0
-        self._set(found if usable is None else torch.where(usable.to(found.device), found, self.start))
+        self._set(found)
         return after / before if before > 0 else 1.0
 
     def _solve(self, ridge: float) -> Tensor:

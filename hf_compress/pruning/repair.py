@@ -16,7 +16,7 @@ fitted too.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from ..measurement import twin, unshare
-from ..structure import Constant
+from ..structure import Constant, Removed
 from .behind import refit_behind
+from .blocks import chain
 from .fits import Fit, find_fits, scale_of
 from .normalization import reestimate
 from .refinement import refine_block
@@ -86,11 +87,38 @@ def following_rows(model: nn.Module) -> Iterator[Callable[[], dict[str, Tensor]]
             delattr(layer, ROWS)
 
 
-def pruned_readers(pruned: nn.Module, dense: nn.Module, groups: Iterable[UnitGroup]) -> list[str]:
-    """The layers that read fewer units in `pruned` than in `dense`, and the constants that stand for such layers."""
+def pruned_readers(pruned: nn.Module, dense: nn.Module, groups: Sequence[UnitGroup]) -> list[str]:
+    """The layers of `pruned` to fit: those that read fewer of the `groups`' units than in `dense`, the constants that
+    stand for such layers, and what makes up for blocks that have left, see [`_behind_gap`]."""
     names = {part.module for group in groups for part in group.consumers}
-    found = {_standing(pruned, name) for name in names}
-    return sorted(name for name in found if name is not None and _reads_less(pruned, dense, name))
+    found = {_standing(pruned, name) for name in names} - {None}
+    narrower = {name for name in found if _reads_less(pruned, dense, name)}
+    inner, behind = _behind_gap(pruned, dense, groups)
+    return sorted(narrower | (inner & found) | behind)
+
+
+def _behind_gap(pruned: nn.Module, dense: nn.Module, groups: Sequence[UnitGroup]) -> tuple[set[str], set[str]]:
+    """What makes up for blocks that are in `dense` and not in `pruned`: in the blocks behind the first of them, the
+    layers that read what their block makes itself, for they add to the stream; and, if the last block is gone, all
+    layers behind it."""
+    blocks = chain(dense)
+    gone = [name for name in blocks if _is_removed(pruned, name) and not _is_removed(dense, name)]
+    if not gone:
+        return set(), set()
+    homes = [f"{name}." for name in blocks[blocks.index(gone[0]) :] if name not in gone]
+    inner = {
+        part.module
+        for group in groups
+        for part in group.consumers
+        if any(group.name.startswith(home) and part.module.startswith(home) for home in homes)
+    }
+    names = [name for name, _ in pruned.named_modules()]
+    behind = names[names.index(blocks[-1]) :] if blocks[-1] in gone else []
+    return inner, {name for name in behind if isinstance(pruned.get_submodule(name), nn.Linear | nn.Conv2d)}
+
+
+def _is_removed(model: nn.Module, name: str) -> bool:
+    return isinstance(model.get_submodule(name), Removed)
 
 
 def _standing(pruned: nn.Module, name: str) -> str | None:
@@ -124,8 +152,8 @@ def repair(
     Args:
         pruned ([`~transformers.PreTrainedModel`]): after the surgery; run in eval mode.
         dense ([`~transformers.PreTrainedModel`]): before it, with the same blocks.
-        layers (`Sequence[str]`): names of the `Linear` and `Conv2d` that read pruned units, in the blocks or behind
-            the last one. Others are left as they are, which is noted as `unrepaired`.
+        layers (`Sequence[str]`): names of the `Linear` and `Conv2d` to fit, in the blocks or behind the last one, see
+            [`pruned_readers`]. Others are left as they are, which is noted as `unrepaired`.
         context ([`StepContext`]): gives the examples; labels are not needed.
         samples (`int`, *optional*, defaults to 1024): how many.
         ridge (`float`, *optional*, defaults to 1e-3): the penalty on changes, as a share of the mean energy of what
@@ -162,7 +190,10 @@ def repair(
         examples = partial(context.calibration, samples)
         left |= refit_behind(models, streams.blocks[-1], outside, examples, ridge, rows or {})
     if others := sorted(set(outside) - set(left)):
-        context.note(unrepaired=dict.fromkeys(others, "it runs before the last block, and in none"))
+        context.note(
+            unrepaired=dict.fromkeys(others, "it runs before the last block, and in none"),
+            warnings=[f"The repair could not reach {', '.join(others)}, which read less than before."],
+        )
     return left
 
 

@@ -3,8 +3,8 @@
 A classifier that reads one token (`[CLS]`) needs nothing else of its last block, and little of some tokens before it.
 Errors of a block are therefore weighted by the squared derivative of the logits with respect to its output at a token:
 the diagonal of the Gauss-Newton matrix (Schraudolph 2002, https://doi.org/10.1162/08997660260028683), of one
-projection of the logits (which for two classes is all of it). Every example has the same weight in all: few that the
-model is not sure of would take most of it.
+projection of the logits (which for two classes is all of it). The tokens of every example count 1 in the mean: few
+examples that the model is not sure of would take most of the weight.
 """
 
 from __future__ import annotations

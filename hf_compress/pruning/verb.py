@@ -82,7 +82,7 @@ def prune(
     context = Context(
         data=data,
         collate_fn=collate_fn,
-        baseline=baseline,
+        baseline=None if baseline is model else baseline,  # a copy of what enters is made where it is needed
         target=target if target is None or isinstance(target, Target) else Target.from_dict(target),
         training=training,
         seed=seed,
@@ -90,6 +90,6 @@ def prune(
         length=(measure or {}).get("length"),
     )
     context.serving = serving(context, **(measure or {}))
-    if baseline is not None:
+    if baseline is not None and baseline is not model:
         context.set_baseline_cost(context.cost(context.baseline()))
     return apply_method(model, "prune", method, options, context, distill=distill)

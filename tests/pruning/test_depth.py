@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 import subprocess
@@ -9,12 +10,13 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, DebertaV2Config
 
 from hf_compress.errors import CompressionError, TargetError, UnsupportedModelError
 from hf_compress.measurement import count
-from hf_compress.pruning import prune
-from hf_compress.pruning.blocks import removable
+from hf_compress.pruning import find_units, prune
+from hf_compress.pruning.blocks import chain, removable
+from hf_compress.pruning.repair import pruned_readers, repair
 from hf_compress.pruning.sensitivity import Reference
 from hf_compress.structure import Removed, describe
 from hf_compress.training import Context
@@ -84,6 +86,44 @@ def test_the_first_block_to_go_is_the_one_that_matters_least():
     assert {name: point["loss"] for name, (point,) in told.items()} == pytest.approx(moved, abs=1e-5)
 
 
+@pytest.mark.parametrize("case", ["option_b", "bert"])
+def test_what_is_behind_the_last_block_makes_up_for_it(case):
+    """Against the same network with nothing fitted: the predictions come nearer to those of the dense one."""
+    dense = cases.make(case, **({"num_hidden_layers": 4} if case == "bert" else {}))
+    blocks = chain(dense)
+    context = Context(**cases.examples_for(dense, 256))
+    model, fitted = copy.deepcopy(dense), copy.deepcopy(dense)
+    for each in (model, fitted):
+        each.set_submodule(blocks[-1], Removed.replacing(each.get_submodule(blocks[-1])))
+    readers = pruned_readers(fitted, dense, find_units(dense).groups)
+    last = ["timm_model.fc"] if case == "option_b" else ["bert.pooler.dense", "classifier"]
+    assert readers == last
+    assert repair(fitted, dense, readers, context, samples=256).keys() == set(last)
+    others = Context(**cases.examples_for(dense, 256), seed=1)
+    reference = Reference(dense, others.calibration(256))
+    assert reference.divergence(fitted) < 0.9 * reference.divergence(model)
+
+
+def test_an_encoder_whose_layers_cannot_be_taken_out_is_refused():
+    """They give tuples, which their readers take apart."""
+    config = DebertaV2Config(vocab_size=100, hidden_size=32, num_hidden_layers=3, num_attention_heads=4)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    with pytest.raises(UnsupportedModelError, match="DebertaV2.* single tensor"):
+        prune(model, method="depth", target={"macs": 0.7}, repair=False, **cases.examples_for(model))
+    assert describe(model) == {}
+
+
+def test_what_cannot_be_repaired_is_told_before_the_search(monkeypatch):
+    model = cases.timm_network("vit_tiny_patch16_224", img_size=32, depth=3)
+    options = {"samples": 8, "probe_samples": 8, **cases.examples_for(model)}
+    monkeypatch.setattr("hf_compress.pruning.depth._choose", lambda *arguments: pytest.fail("it was searched"))
+    with pytest.raises(UnsupportedModelError, match="Give repair: false"):
+        prune(model, method="depth", target={"macs": 0.8}, **options)
+    monkeypatch.undo()
+    report = prune(model, method="depth", target={"macs": 0.8}, repair=False, **options)
+    assert report.achieved <= 0.8
+
+
 def test_no_block_goes_that_the_target_does_not_ask_for():
     model = cases.make("option_a")
     dense = count(model).macs
@@ -128,7 +168,7 @@ def test_networks_with_single_layers_among_their_blocks(method, architecture):
     model = cases.timm_network(architecture, **extra)
     examples = cases.examples_for(model, 8)
     if (method, architecture) == ("depth", "densenet121"):
-        with pytest.raises(UnsupportedModelError, match="none of its blocks .* keeps the shape"):
+        with pytest.raises(UnsupportedModelError, match="none of its blocks .* single tensor"):
             prune(model, method=method, target={"macs": 0.9}, repair=False, probe_samples=8, **examples)
         return
     options = {"repair": False, "probe_samples": 8} | ({"score_samples": 8} if method == "fisher" else {})

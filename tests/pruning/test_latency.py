@@ -122,19 +122,38 @@ def test_widths_between_two_that_were_measured_are_offered_too():
         assert left.total({group.name: 16}) == left.now and left.total({group.name: 8}) < left.now
 
 
-def test_blocks_leave_in_a_made_up_time(monkeypatch):
-    """No layer may become narrower than 16 channels, with which half of the time would stay."""
+@pytest.mark.parametrize(("min_channels", "target"), [(16, 0.4), (64, 0.5)])
+def test_blocks_leave_in_a_made_up_time(min_channels, target, monkeypatch):
+    """No layer may become narrower than 16 channels, with which half of the time would stay; or no layer at all."""
     model = cases.make("option_a")
-    groups, _ = inner_groups(find_units(model, min_channels=16).groups, chain(model))
+    groups, _ = inner_groups(find_units(model, min_channels=min_channels).groups, chain(model))
     serving = Staircase(groups)
     monkeypatch.setattr("hf_compress.pruning.verb.serving", lambda context, **settings: serving)
-    options = {"samples": 16, "probe_samples": 8, "min_channels": 16, **cases.examples_for(model)}
-    report = prune(model, method="fisher", target={"latency": 0.4}, **options)
-    assert report.achieved <= 0.4 and not report.warnings
+    options = {"samples": 16, "probe_samples": 8, "min_channels": min_channels, **cases.examples_for(model)}
+    report = prune(model, method="fisher", target={"latency": target}, **options)
+    assert report.achieved <= target and not report.warnings
     gone = [name for name, line in report.notes["layers"].items() if line["kept"] == 0]
     assert len(gone) == sum(isinstance(module, Removed) for module in model.modules()) > 0
     with pytest.raises(TargetError, match="out of reach"):
         prune(cases.make("option_a"), method="fisher", target={"latency": 0.1}, **options)
+    # the blocks behind the first gap make up for it, those of full width too
+    blocks = chain(model)
+    missing = [isinstance(model.get_submodule(name), Removed) for name in blocks]
+    behind = [name for name in blocks[missing.index(True) :] if not missing[blocks.index(name)]]
+    inside = {f"{name}.conv2" for name in behind if f"{name}.conv1" in report.notes["layers"]}
+    assert inside and inside <= report.notes["repair"].keys()
+    whole = [line["kept"] == line["of"] for name, line in report.notes["layers"].items() if line["kept"]]
+    assert min_channels == 16 or all(whole)
+
+
+def test_a_model_that_is_its_own_baseline_is_timed_against_what_it_was(monkeypatch):
+    for passes in (1, 2):
+        model = cases.make("option_a")
+        serving = Staircase(inner_groups(find_units(model).groups, chain(model))[0])
+        monkeypatch.setattr("hf_compress.pruning.verb.serving", lambda context, serving=serving, **settings: serving)
+        options = {"samples": 16, "probe_samples": 8, "passes": passes, **cases.examples_for(model)}
+        report = prune(model, method="fisher", target={"latency": 0.6}, baseline=model, **options)
+        assert 0.9 * 0.6 <= report.achieved <= 0.6 and not report.warnings
 
 
 def test_a_time_that_no_attempt_meets_is_a_warning(monkeypatch):

@@ -95,10 +95,9 @@ def _check(units: Units, budget: float) -> None:
 
 
 def _below_floor(units: Units, budget: float, floor: float) -> TargetError:
-    ceiling = math.fsum(max(choice.cost for choice in choices) for choices in units.values())
     return TargetError(
-        f"A budget of {budget:g} cannot be met; these {len(units)} units can cost from {floor:g} to {ceiling:g}. "
-        "Allow more, or let more units be compressed."
+        f"A budget of {budget:g} cannot be met; these {len(units)} units cost at least {floor:g}. Allow more, or let "
+        "more units be compressed."
     )
 
 

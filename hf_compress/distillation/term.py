@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import CompressionError
-from ..measurement.inputs import has_segments
+from ..measurement.inputs import has_segments, max_length
 from ..measurement.openvino_export import to_openvino
 from ..measurement.runtimes import OpenVinoCallable, openvino_callable
 from ..registry import nearest
@@ -81,7 +81,7 @@ class DistillationTerm:
         self._inputs = accepted_inputs(teacher)
         self._renormalization = renormalization(student, teacher)
         self._segments = "token_type_ids" in self._inputs - accepted_inputs(student) and has_segments(teacher)
-        self._positions = getattr(teacher.config, "max_position_embeddings", None)
+        self._positions = max_length(teacher)
         self._device: torch.device | None = None
 
     def __repr__(self) -> str:

@@ -249,6 +249,8 @@ def _keep(
 
 
 def _width(group: UnitGroup, fraction: float, round_to: int) -> int:
+    if fraction == 1:
+        return group.size
     step = 1 if group.kind == "heads" else round_to
     return min(group.size, max(round(fraction * group.size / step), fraction > 0) * step)
 

@@ -20,6 +20,8 @@ from transformers import (
     BertTokenizer,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from hf_compress import load_methods
@@ -166,6 +168,10 @@ def test_a_teacher_of_another_architecture_gets_the_inputs_it_takes():
     long = {"input_ids": torch.ones(1, 20, dtype=torch.long), "labels": torch.tensor([0])}
     with pytest.raises(CompressionError, match="got 20 tokens, and it reads at most 16"):
         loss_of(DistillationTerm(student, teacher), student, long)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    offset = RobertaForSequenceClassification(RobertaConfig(vocab_size=104, max_position_embeddings=20, **shape))
+    with pytest.raises(CompressionError, match="got 20 tokens, and it reads at most 18"):  # it counts them from 2
+        loss_of(DistillationTerm(student, offset), student, long)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

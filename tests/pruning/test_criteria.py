@@ -108,6 +108,13 @@ def test_a_fraction_of_few_heads_is_one_of_them_at_least():
         assert report.notes["layers"]["bert.encoder.layer.0.attention.self"] == {"kept": kept, "of": 4}
 
 
+def test_a_layer_that_is_to_keep_all_keeps_what_does_not_fit_the_steps():
+    model = cases.timm_network("resnet20_cifar", channels=(20, 32, 64))
+    report = prune(model, method="magnitude", keep={"*layer1.0.conv1": 1.0, "*layer1.1.conv1": 0.5}, round_to=16)
+    kept = {name: line["kept"] for name, line in report.notes["layers"].items()}
+    assert kept["timm_model.layer1.0.conv1"] == 20 and kept["timm_model.layer1.1.conv1"] == 16
+
+
 def test_fractions_to_keep_that_cannot_be():
     model = cases.make("option_a")
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -50,7 +50,8 @@ def run_study(study: Study, jobs: int = 1) -> dict:
         raise CompressionError(f"jobs: got {jobs}; give at least 1.")
     study.output_dir.mkdir(parents=True, exist_ok=True)
     with _only_one(study.output_dir):
-        statuses = {run.name: "missing" for run in study.runs}
+        ended = {run.name for run in study.runs if (Path(run.recipe.output_dir) / "results.json").exists()}
+        statuses = {run.name: "done" if run.name in ended else "missing" for run in study.runs}
         _save(study, statuses)
         for run, error in _outcomes(study.runs, study.output_dir / "stages", jobs):
             statuses[run.name] = "done" if error is None else error

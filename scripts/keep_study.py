@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 from hf_compress.cli import main as hf_compress
+from hf_compress.journal import JOURNAL
 from hf_compress.storage import read_json
 
 
-RECORDS = ("recipe.yaml", "results.json", "journal.jsonl")
+RECORDS = ("recipe.yaml", "results.json", JOURNAL)
 
 
 def main() -> int:
@@ -31,6 +32,8 @@ def main() -> int:
     made.mkdir(parents=True)
     shutil.copy(source / "study.json", made)
     shutil.copy(options.recipe, made / "study.yaml")
+    if (source / JOURNAL).exists():  # what people added to the study as a whole
+        shutil.copy(source / JOURNAL, made)
     for run in study["runs"]:
         place = made / run["folder"]
         place.mkdir(parents=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_compress.journal import JOURNAL, Journal
 from hf_compress.storage import read_json
 
 
@@ -22,6 +23,7 @@ def test_records_and_report_are_kept_and_models_are_not(tmp_path, monkeypatch):
         for path in (STUDY / run["folder"]).iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
     (study / "study.json").write_bytes((STUDY / "study.json").read_bytes())
+    Journal(study / JOURNAL).add_human(40, "reading", "prune", "what a group is")
     arguments = [str(study), str(STUDY / "study.yaml"), str(tmp_path / "kept")]
     monkeypatch.setattr(sys, "argv", ["keep_study.py", *arguments])
     for _ in range(2):  # the second time in place of what the first one left
@@ -32,6 +34,8 @@ def test_records_and_report_are_kept_and_models_are_not(tmp_path, monkeypatch):
     names = {path.name for path in kept.rglob("*")}
     assert {"study.yaml", "study.json", "results.json", "journal.jsonl", "experiment.md", "experiment.zh.md"} <= names
     assert {"report.html", "report.zh.html"} <= names and "model.safetensors" not in names
+    assert "what a group is" in (kept / JOURNAL).read_text()
+    assert "what a group is" in (kept / "report" / "experiment.md").read_text()
 
 
 def test_a_folder_that_is_no_study_is_refused(tmp_path, monkeypatch):

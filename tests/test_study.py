@@ -15,6 +15,7 @@ from filelock import FileLock
 from small_runs import image_recipe
 
 import hf_compress as hc
+from hf_compress import study_runner
 from hf_compress.cli import main
 from hf_compress.errors import RecipeError
 from hf_compress.report.effort import machine_seconds
@@ -159,6 +160,19 @@ def test_the_same_command_does_only_what_is_missing(finished):
     assert main(["study", str(path), "--jobs", "2"]) == 0
     after = {file: file.stat().st_mtime_ns for file in (folder / "stages").rglob("model.safetensors")}
     assert before.items() <= after.items() and len(after) == len(before) + 1
+
+
+def test_a_study_stopped_while_it_looks_again_keeps_what_it_says_of_its_runs(finished, monkeypatch):
+    path, folder = finished
+    before = (folder / "study.json").read_text()
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study_runner, "_outcomes", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        study_runner.run_study(load_study(path))
+    assert (folder / "study.json").read_text() == before and before.count('"done"') == 3
 
 
 def test_a_killed_study_goes_on_and_repeats_no_stage(tmp_path):

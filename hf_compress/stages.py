@@ -112,6 +112,7 @@ def measure_stage(
         "encoder_params": cost.encoder_params,
         "encoder_macs": cost.encoder_macs,
         "size_bytes": folder_size(folder),
+        "restructured": not exported and hasattr(model.config, "quantization_config"),
         "target": report["target"],
         "achieved": report["achieved"],
         "latency": rows,

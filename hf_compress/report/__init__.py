@@ -8,7 +8,7 @@ from pathlib import Path
 from ..storage import whole_folder, write_text
 from .card import card_data, model_card
 from .plots import plot_all
-from .tables import latency_table, print_stages, seconds_table, stage_table
+from .tables import latency_table, left_alone, print_stages, seconds_table, stage_table
 
 
 __all__ = ["card_data", "latency_table", "model_card", "plot_all", "print_stages", "seconds_table", "stage_table"]
@@ -23,6 +23,7 @@ def write_report(results: dict, run_dir: str | Path, repo_id: str | None = None)
     text.append(seconds_table(results))
     for stage in results["stages"]:
         text += [f"- {stage['name']}: {warning}\n" for warning in stage.get("warnings", [])]
+    text += [f"- {line}\n" for line in left_alone(results)]
     text += [f"![{path.stem}](plots/{path.name})\n" for path in plots]
     write_text(run_dir / "results.md", "\n".join(text))
     write_text(run_dir / "model" / "README.md", model_card(results, repo_id))

@@ -56,7 +56,7 @@ def model_card(results: dict, repo_id: str | None = None, comparison: str | None
         headline=_headline(results, last),
         seed_note=f"One run with seed {results['seed']}; its steps chose nothing on the evaluation split.",
         load_code=_load_code(results, last, repo_id or NO_ADDRESS),
-        load_note=_load_note(last),
+        load_note=_load_note(results, last),
         stage_table=stage_table(results),
         has_latency_plot=served_latency(last) is not None,
         latency_table=latency_table(results),
@@ -141,7 +141,7 @@ def _load_code(results: dict, last: dict, name: str) -> str:
     )
 
 
-def _load_note(last: dict) -> str:
+def _load_note(results: dict, last: dict) -> str:
     if last["technique"] == "quantize":
         need = 'Needs `pip install "optimum-intel[openvino]"`; hf_compress itself is not needed.'
         computed = _arithmetic(last)
@@ -153,10 +153,22 @@ def _load_note(last: dict) -> str:
             "fastest: in bf16 where that has AVX512-BF16 or AMX, and with int8 inputs for layers of which only the "
             "weights are int8 where it has VNNI; on another kind of CPU that gives slightly other logits."
         )
+    if not _restructured(results, last):
+        exceptions = {"text": "", "image": " (except the CIFAR ResNets, which the import registers with timm)"}
+        return (
+            "No layer was changed, so plain Transformers loads it without `import hf_compress` too"
+            f"{exceptions[results['task']['modality']]}."
+        )
     return (
         "Without `import hf_compress` loading fails on the shapes of the compressed layers, rather than giving a "
         "wrong model; only `ignore_mismatched_sizes=True` defeats that, so do not pass it."
     )
+
+
+def _restructured(results: dict, last: dict) -> bool:
+    """Whether layers differ from those that the configuration says; by the steps, in results of releases that did
+    not record it."""
+    return last.get("restructured", not {"prune", "factorize"}.isdisjoint(_techniques(results)))
 
 
 def _arithmetic(last: dict) -> dict[str, str]:

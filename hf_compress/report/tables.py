@@ -9,6 +9,7 @@ from .markdown import table as markdown_table
 
 
 MISSING = "–"
+LEFT_ALONE = {"kept": "not pruned", "kept_dense": "not factorized", "unrepaired": "not repaired"}  # notes of steps
 OPERATIONS = ("train", "calibrate", "surgery", "evaluate", "measure", "save")
 COLUMNS = (
     "stage",
@@ -146,6 +147,18 @@ def seconds_table(results: dict) -> str:
         for stage in results["stages"]
     ]
     return markdown_table(["stage", *kinds], rows)
+
+
+def left_alone(results: dict) -> list[str]:
+    """What steps could not prune, factorize or repair, a line for every stage and reason."""
+    lines = []
+    for stage in results["stages"]:
+        for key, verb in LEFT_ALONE.items():
+            reasons: dict[str, list[str]] = {}
+            for name, reason in stage.get("notes", {}).get(key, {}).items():
+                reasons.setdefault(reason, []).append(f"`{name}`")
+            lines += [f"{stage['name']}: {verb} ({reason}): {', '.join(names)}" for reason, names in reasons.items()]
+    return lines
 
 
 def print_stages(results: dict) -> None:

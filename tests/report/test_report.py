@@ -28,6 +28,9 @@ def row(runtime, precision, p50, role="stage", batch=128):
     }
 
 
+MAKES = "it makes the predictions"
+
+
 @pytest.fixture
 def results():
     dense_rows = [
@@ -71,6 +74,7 @@ def results():
                 "params": 135_000,
                 "macs": 20_500_000,
                 "size_bytes": 560_000,
+                "notes": {"kept": {"fc": MAKES, "conv1": "it is tied", "head": MAKES}},
                 "latency": [row("torch", "fp32", 0.16), row("openvino", "f32", 0.08), *dense_rows],
                 "seconds": seconds,
                 "layers": {"layer1.0.conv1": {"kept": 8, "of": 16}, "layer1.1.conv1": {"kept": 4, "of": 16}},
@@ -139,6 +143,20 @@ def test_the_card_has_a_model_index_and_the_limits(results, tmp_path):
     assert "import hf_compress" in torch_card and "ignore_mismatched_sizes" in torch_card
 
 
+@pytest.mark.parametrize("recorded", [{}, {"restructured": False}])
+@pytest.mark.parametrize(("modality", "excepted"), [("text", False), ("image", True)])
+def test_the_card_of_a_model_as_it_was_built_says_that_transformers_loads_it(results, recorded, modality, excepted):
+    dense = {**results["stages"][0], **recorded}
+    text = model_card({**results, "task": {**results["task"], "modality": modality}, "stages": [dense]})
+    assert "No layer was changed" in text and "ignore_mismatched_sizes" not in text
+    assert ("CIFAR ResNets" in text) == excepted
+
+
+def test_the_card_of_a_model_that_came_pruned_says_what_loading_needs(results):
+    text = model_card({**results, "stages": [{**results["stages"][0], "restructured": True}]})
+    assert "fails on the shapes" in text
+
+
 def test_the_card_loads_an_export_as_it_was_evaluated(results):
     exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     stage = results["stages"][2]
@@ -179,7 +197,10 @@ def test_the_report_is_written_and_every_plot_is_a_picture(results, tmp_path):
     assert names == {f"{plot}.{kind}" for plot in plots for kind in ("png", "svg")}
     for path in (write_report_folder / "plots").glob("*.png"):
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "01_prune: target macs 0.5 was missed" in (write_report_folder / "results.md").read_text()
+    text = (write_report_folder / "results.md").read_text()
+    assert "01_prune: target macs 0.5 was missed" in text
+    assert "01_prune: not pruned (it makes the predictions): `fc`, `head`\n" in text
+    assert "01_prune: not pruned (it is tied): `conv1`\n" in text
     assert (write_report_folder / "model" / "plots" / "accuracy_latency.png").exists()
 
 

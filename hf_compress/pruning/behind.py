@@ -62,12 +62,14 @@ def refit_behind(
                     run(model, batch)
                 wanted = seen["dense", "gives"].movedim(1 if isinstance(layer, nn.Conv2d) else -1, -1)
                 wanted = wanted[..., rows[name]] if name in rows else wanted
+                mask = batch.get("attention_mask")
+                tokens = mask.float().cpu() if mask is not None and wanted.shape[:-1] == mask.shape else None
                 judges = torch.arange(number, number + len(wanted)) % UNSEEN == UNSEEN - 1
                 number += len(wanted)
                 for regression, chosen in ((fitted, ~judges), (unseen, judges)):
                     if chosen.any():
-                        reads = seen["pruned", "reads"]
-                        regression.add(reads[chosen.to(reads.device)], wanted[chosen.to(wanted.device)])
+                        weights = None if tokens is None else tokens[chosen]
+                        regression.add(seen["pruned", "reads"][chosen], wanted[chosen], weights)
         found[name] = 1.0 if number < UNSEEN else fitted.fit(ridge, unseen=unseen)
     return found
 

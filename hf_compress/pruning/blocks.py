@@ -88,7 +88,7 @@ def removable(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> list[str]:
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__name__}: none of its blocks ({', '.join(calls)}) is more than a layer and gives "
-            "a single tensor, of the shape of what it reads, so none can leave; prune channels instead."
+            "a single tensor, of the shape of what it reads, so none can leave; prune units instead."
         )
     return found
 

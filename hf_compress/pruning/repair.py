@@ -99,22 +99,35 @@ def pruned_readers(pruned: nn.Module, dense: nn.Module, groups: Sequence[UnitGro
 
 def _behind_gap(pruned: nn.Module, dense: nn.Module, groups: Sequence[UnitGroup]) -> tuple[set[str], set[str]]:
     """What makes up for blocks that are in `dense` and not in `pruned`: in the blocks behind the first of them, the
-    layers that read what their block makes itself, for they add to the stream; and, if the last block is gone, all
-    layers behind it."""
-    blocks = chain(dense)
-    gone = [name for name in blocks if _is_removed(pruned, name) and not _is_removed(dense, name)]
+    layers that read what their block makes itself, for they add to the stream; and, if no such layer is behind the
+    last of them, every plain layer that is."""
+    blocks = [name for name in chain(dense) if not _is_removed(dense, name)]
+    gone = [name for name in blocks if _is_removed(pruned, name)]
     if not gone:
         return set(), set()
-    homes = [f"{name}." for name in blocks[blocks.index(gone[0]) :] if name not in gone]
-    inner = {
-        part.module
-        for group in groups
-        for part in group.consumers
-        if any(group.name.startswith(home) and part.module.startswith(home) for home in homes)
-    }
+
+    def inside(names: Sequence[str]) -> set[str]:
+        homes = [f"{name}." for name in names]
+        readers = ((group.name, part.module) for group in groups for part in group.consumers)
+        return {
+            reader
+            for group, reader in readers
+            if any(group.startswith(home) and reader.startswith(home) for home in homes)
+        }
+
+    standing = [name for name in blocks[blocks.index(gone[0]) :] if name not in gone]
+    if inside([name for name in standing if blocks.index(name) > blocks.index(gone[-1])]):
+        return inside(standing), set()
     names = [name for name, _ in pruned.named_modules()]
-    behind = names[names.index(blocks[-1]) :] if blocks[-1] in gone else []
-    return inner, {name for name in behind if isinstance(pruned.get_submodule(name), nn.Linear | nn.Conv2d)}
+    return inside(standing), {name for name in names[names.index(gone[-1]) :] if _is_plain(pruned, name)}
+
+
+def _is_plain(model: nn.Module, name: str) -> bool:
+    """Whether a layer gives its weights times what it reads, and no other layer has the same weights."""
+    module = model.get_submodule(name)
+    if type(module) not in (nn.Linear, nn.Conv2d) or getattr(module, "groups", 1) != 1:
+        return False
+    return sum(each is module.weight for _, each in model.named_parameters(remove_duplicate=False)) == 1
 
 
 def _is_removed(model: nn.Module, name: str) -> bool:
@@ -190,10 +203,7 @@ def repair(
         examples = partial(context.calibration, samples)
         left |= refit_behind(models, streams.blocks[-1], outside, examples, ridge, rows or {})
     if others := sorted(set(outside) - set(left)):
-        context.note(
-            unrepaired=dict.fromkeys(others, "it runs before the last block, and in none"),
-            warnings=[f"The repair could not reach {', '.join(others)}, which read less than before."],
-        )
+        context.note(unrepaired=dict.fromkeys(others, "it is in no block, and does not run behind the last one"))
     return left
 
 

@@ -10,7 +10,13 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, DebertaV2Config
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    DebertaV2Config,
+)
 
 from hf_compress.errors import CompressionError, TargetError, UnsupportedModelError
 from hf_compress.measurement import count
@@ -99,9 +105,38 @@ def test_what_is_behind_the_last_block_makes_up_for_it(case):
     last = ["timm_model.fc"] if case == "option_b" else ["bert.pooler.dense", "classifier"]
     assert readers == last
     assert repair(fitted, dense, readers, context, samples=256).keys() == set(last)
-    others = Context(**cases.examples_for(dense, 256), seed=1)
+    others = Context(**cases.examples_for(dense, 256, seed=4))
     reference = Reference(dense, others.calibration(256))
     assert reference.divergence(fitted) < 0.9 * reference.divergence(model)
+
+
+def test_blocks_that_left_before_are_no_end_of_the_network():
+    dense = cases.make("option_b")
+    blocks = chain(dense)
+    dense.set_submodule(blocks[-1], Removed.replacing(dense.get_submodule(blocks[-1])))
+    groups = find_units(dense).groups
+    model = copy.deepcopy(dense)
+    model.set_submodule(blocks[-2], Removed.replacing(model.get_submodule(blocks[-2])))
+    assert pruned_readers(model, dense, groups) == ["timm_model.fc"]
+    model = copy.deepcopy(dense)
+    model.set_submodule(blocks[1], Removed.replacing(model.get_submodule(blocks[1])))
+    assert pruned_readers(model, dense, groups) == [f"{name}.conv2" for name in blocks[2:-1]]
+
+
+def test_layers_that_share_their_weights_are_left_alone():
+    """The decoder of a masked language model is its embedding."""
+    shape = {"vocab_size": 100, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    dense = BertForMaskedLM(BertConfig(num_hidden_layers=3, **shape)).eval()
+    model, last = copy.deepcopy(dense), chain(dense)[-1]
+    model.set_submodule(last, Removed.replacing(model.get_submodule(last)))
+    readers = pruned_readers(model, dense, find_units(dense).groups)
+    assert readers == ["cls.predictions.transform.dense"]
+    context = Context(**cases.examples_for(dense, 64))
+    padded = next(iter(context.calibration(64)))["attention_mask"]
+    assert not padded.all()
+    before = model.get_input_embeddings().weight.detach().clone()
+    assert 0 < repair(model, dense, readers, context, samples=64)[readers[0]] < 1
+    assert torch.equal(model.get_input_embeddings().weight, before)
 
 
 def test_an_encoder_whose_layers_cannot_be_taken_out_is_refused():

@@ -50,14 +50,23 @@ def run_study(study: Study, jobs: int = 1) -> dict:
         raise CompressionError(f"jobs: got {jobs}; give at least 1.")
     study.output_dir.mkdir(parents=True, exist_ok=True)
     with _only_one(study.output_dir):
-        ended = {run.name for run in study.runs if (Path(run.recipe.output_dir) / "results.json").exists()}
-        statuses = {run.name: "done" if run.name in ended else "missing" for run in study.runs}
+        statuses = {run.name: _known(study, run) for run in study.runs}
         _save(study, statuses)
         for run, error in _outcomes(study.runs, study.output_dir / "stages", jobs):
             statuses[run.name] = "done" if error is None else error
             logger.info("%s: %s", run.name, "done" if error is None else f"failed: {error}")
             _save(study, statuses)
     return read_json(study.output_dir / "study.json")
+
+
+def _known(study: Study, run: StudyRun) -> str:
+    """The status of a run, or its error, as an earlier call left it."""
+    path = study.output_dir / "study.json"
+    rows = {row["folder"]: row for row in (read_json(path)["runs"] if path.exists() else ())}
+    row = rows.get(f"runs/{run.name}", {"status": "missing"})
+    if row["status"] == "missing" and (Path(run.recipe.output_dir) / "results.json").exists():
+        return "done"  # the call ended between the two
+    return row.get("error", row["status"])
 
 
 def _save(study: Study, statuses: dict[str, str]) -> None:

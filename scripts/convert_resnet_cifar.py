@@ -64,7 +64,9 @@ def convert(checkpoint: Path, folder: Path) -> str:
     with whole_folder(folder) as aside:
         write_json(aside / "config.json", config)
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
-        hc.load_model(aside)  # refuses weights that do not fit
+        network = hc.load_model(aside)[0].timm_model  # refuses weights that are missing or of another shape
+        if other := sorted(weights.keys() - network.state_dict().keys()):
+            raise CompressionError(f"{checkpoint} has weights that {architecture} has not: {', '.join(other)}.")
     return architecture
 
 

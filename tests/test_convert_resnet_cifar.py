@@ -61,6 +61,10 @@ def test_what_is_no_checkpoint_is_refused_and_leaves_nothing(run, tmp_path, caps
         assert said in capsys.readouterr().err
     assert run(tmp_path / "short", tmp_path / "folder") == 2
     assert not (tmp_path / "folder").exists()
+    config = TimmWrapperConfig(architecture="resnet20_cifar", model_args={"shortcut": "B"}, num_labels=10)
+    other = checkpoint(tmp_path / "b.th", AutoModelForImageClassification.from_config(config))
+    assert run(other, tmp_path / "folder") == 2 and "layer2.0.downsample.0.weight" in capsys.readouterr().err
+    assert not (tmp_path / "folder").exists()
     (tmp_path / "folder").mkdir()
     assert run(tmp_path / "short", tmp_path / "folder") == 2
     assert "is there already" in capsys.readouterr().err and not list((tmp_path / "folder").iterdir())

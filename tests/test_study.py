@@ -172,7 +172,16 @@ def test_a_study_stopped_while_it_looks_again_keeps_what_it_says_of_its_runs(fin
     monkeypatch.setattr(study_runner, "_outcomes", stopped)
     with pytest.raises(KeyboardInterrupt):
         study_runner.run_study(load_study(path))
-    assert (folder / "study.json").read_text() == before and before.count('"done"') == 3
+    assert (folder / "study.json").read_text() == before and before.count('"done"') >= 2
+    (folder / "study.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        study_runner.run_study(load_study(path))
+    rows = json.loads((folder / "study.json").read_text())["runs"]
+    assert {row["variant"]: row["status"] for row in rows if row["variant"] != "impossible"} == {
+        "prune": "done",
+        "more": "done",
+    }
+    (folder / "study.json").write_text(before)
 
 
 def test_a_killed_study_goes_on_and_repeats_no_stage(tmp_path):

@@ -154,11 +154,12 @@ def _load_note(results: dict, last: dict) -> str:
             "weights are int8 where it has VNNI; on another kind of CPU that gives slightly other logits."
         )
     if not _restructured(results, last):
-        exceptions = {"text": "", "image": " (except the CIFAR ResNets, which the import registers with timm)"}
-        return (
-            "No layer was changed, so plain Transformers loads it without `import hf_compress` too"
-            f"{exceptions[results['task']['modality']]}."
-        )
+        needed = {
+            "text": "so plain Transformers loads it without `import hf_compress` too.",
+            "image": "so `import hf_compress` is needed only where timm does not know the architecture, as with the "
+            "CIFAR ResNets.",
+        }
+        return f"Every layer has the shape that `config.json` says, {needed[results['task']['modality']]}"
     return (
         "Without `import hf_compress` loading fails on the shapes of the compressed layers, rather than giving a "
         "wrong model; only `ignore_mismatched_sizes=True` defeats that, so do not pass it."
@@ -166,8 +167,8 @@ def _load_note(results: dict, last: dict) -> str:
 
 
 def _restructured(results: dict, last: dict) -> bool:
-    """Whether layers differ from those that the configuration says; by the steps, in results of releases that did
-    not record it."""
+    """Whether layers differ from those that `config.json` says by itself; by the steps, in results of releases that
+    did not record it."""
     return last.get("restructured", not {"prune", "factorize"}.isdisjoint(_techniques(results)))
 
 

@@ -148,7 +148,7 @@ def test_the_card_has_a_model_index_and_the_limits(results, tmp_path):
 def test_the_card_of_a_model_as_it_was_built_says_that_transformers_loads_it(results, recorded, modality, excepted):
     dense = {**results["stages"][0], **recorded}
     text = model_card({**results, "task": {**results["task"], "modality": modality}, "stages": [dense]})
-    assert "No layer was changed" in text and "ignore_mismatched_sizes" not in text
+    assert "Every layer has the shape" in text and "ignore_mismatched_sizes" not in text
     assert ("CIFAR ResNets" in text) == excepted
 
 

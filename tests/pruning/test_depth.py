@@ -206,7 +206,9 @@ def test_networks_with_single_layers_among_their_blocks(method, architecture):
         with pytest.raises(UnsupportedModelError, match="none of its blocks .* single tensor"):
             prune(model, method=method, target={"macs": 0.9}, repair=False, probe_samples=8, **examples)
         return
-    options = {"repair": False, "probe_samples": 8} | ({"score_samples": 8} if method == "fisher" else {})
+    options = {"repair": False, "probe_samples": 8} | (
+        {"score": "masks", "score_samples": 8} if method == "fisher" else {}
+    )
     report = prune(model, method=method, target={"macs": 0.9}, **options, **examples)
     assert report.achieved <= 0.9
     if method == "depth":

@@ -269,14 +269,15 @@ def test_blocks_come_nearer_to_the_dense_ones(case, seed):
 
 @pytest.mark.parametrize("case", ["bert", "distilbert", "option_a", "option_b", "bottleneck"])
 def test_refined_blocks_come_nearer_still(case):
-    """In one block, so that what enters it is the same; the share that is noted is that of its errors."""
+    """In one block, so that what enters it is the same; the share that is noted is that of its errors. A pass over 48
+    examples is two steps, so there are many."""
     dense = cases.make(case)
     first = chain(dense)[0]
     small, readers, rows = cut(dense, lambda name: name.startswith(first), keep=0.6)
     context, batch = context_for(dense), whole_batch(dense, context_for(dense))
     weights = None if hasattr(dense, "timm_model") else weights_of(dense, context, first)
     errors, figures = {}, {}
-    for refine in (0, 8):
+    for refine in (0, 32):
         model = copy.deepcopy(small)
         figures[refine] = repair(model, dense, readers, context, samples=48, refine=refine, rows=rows)
         (_, wanted), (_, given) = (read_and_given(each, first, batch) for each in (dense, model))
@@ -284,8 +285,8 @@ def test_refined_blocks_come_nearer_still(case):
             wanted = wanted[:, [kept for name, kept in rows.items() if name.startswith(first) and ".conv" in name][-1]]
         squares = (given - wanted).double().square()
         errors[refine] = float(squares.mean() if weights is None else (squares.mean(-1) * weights).mean())
-    assert errors[8] < 0.99 * errors[0] and first not in figures[0]
-    assert figures[8][first] == pytest.approx(errors[8] / errors[0], rel=0.1)
+    assert errors[32] < 0.99 * errors[0] and first not in figures[0]
+    assert figures[32][first] == pytest.approx(errors[32] / errors[0], rel=0.1)
 
 
 def test_a_refinement_that_makes_it_worse_is_taken_back(monkeypatch):

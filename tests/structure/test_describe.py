@@ -226,6 +226,7 @@ def test_not_a_transformers_model():
 def test_harmless_differences_are_left_alone():
     """Hooks of Transformers, autocast wrappers of Accelerate, and training settings do not count."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     model = cases.encoder("bert")
     model(**cases.inputs_for(model), output_hidden_states=True, output_attentions=True)
@@ -237,6 +238,7 @@ def test_harmless_differences_are_left_alone():
             module.p = 0.0
     model.some_note = 3
     assert describe(model) == {}
+    AcceleratorState._reset_state()  # which an earlier training in another precision has left
     prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)
     assert "forward" in vars(prepared)
     assert describe(prepared) == {}

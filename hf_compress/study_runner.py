@@ -50,7 +50,7 @@ def run_study(study: Study, jobs: int = 1) -> dict:
         raise CompressionError(f"jobs: got {jobs}; give at least 1.")
     study.output_dir.mkdir(parents=True, exist_ok=True)
     with _only_one(study.output_dir):
-        statuses = {run.name: _known(study, run) for run in study.runs}
+        statuses = _known(study)
         _save(study, statuses)
         for run, error in _outcomes(study.runs, study.output_dir / "stages", jobs):
             statuses[run.name] = "done" if error is None else error
@@ -59,14 +59,16 @@ def run_study(study: Study, jobs: int = 1) -> dict:
     return read_json(study.output_dir / "study.json")
 
 
-def _known(study: Study, run: StudyRun) -> str:
-    """The status of a run, or its error, as an earlier call left it."""
+def _known(study: Study) -> dict[str, str]:
+    """The status of every run, or its error, as an earlier call left it."""
     path = study.output_dir / "study.json"
-    rows = {row["folder"]: row for row in (read_json(path)["runs"] if path.exists() else ())}
-    row = rows.get(f"runs/{run.name}", {"status": "missing"})
-    if row["status"] == "missing" and (Path(run.recipe.output_dir) / "results.json").exists():
-        return "done"  # the call ended between the two
-    return row.get("error", row["status"])
+    rows = read_json(path)["runs"] if path.exists() else []
+    known = {row["folder"].removeprefix("runs/"): row.get("error", row["status"]) for row in rows}
+    statuses = {run.name: known.get(run.name, "missing") for run in study.runs}
+    for run in study.runs:
+        if statuses[run.name] == "missing" and (Path(run.recipe.output_dir) / "results.json").exists():
+            statuses[run.name] = "done"  # the call ended between the two
+    return statuses
 
 
 def _save(study: Study, statuses: dict[str, str]) -> None:

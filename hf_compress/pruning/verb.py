@@ -79,10 +79,12 @@ def prune(
     ```
     """
     check_trains(get_method("prune", method), training, distill)
+    if baseline is model:
+        baseline = None  # a copy of what enters is made where it is needed
     context = Context(
         data=data,
         collate_fn=collate_fn,
-        baseline=None if baseline is model else baseline,  # a copy of what enters is made where it is needed
+        baseline=baseline,
         target=target if target is None or isinstance(target, Target) else Target.from_dict(target),
         training=training,
         seed=seed,
@@ -90,6 +92,6 @@ def prune(
         length=(measure or {}).get("length"),
     )
     context.serving = serving(context, **(measure or {}))
-    if baseline is not None and baseline is not model:
+    if baseline is not None:
         context.set_baseline_cost(context.cost(context.baseline()))
     return apply_method(model, "prune", method, options, context, distill=distill)

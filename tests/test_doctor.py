@@ -3,7 +3,6 @@ from __future__ import annotations
 import functools
 import json
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -251,9 +250,8 @@ def test_a_hub_that_never_answers_is_given_up(capsys, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        started = time.monotonic()
         found = checks._hub()
-    assert found.state == "note" and "does not answer" in found.detail and time.monotonic() - started < 20
+    assert found.state == "note" and "does not answer (TimeoutError" in found.detail
     assert found.remedy == ("export HF_ENDPOINT=https://hf-mirror.com",)
 
 

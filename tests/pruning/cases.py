@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import (
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
     DistilBertConfig,
@@ -104,6 +107,13 @@ def output_of(model: nn.Module) -> torch.Tensor:
     """Logits, or the hidden states of a model without a head."""
     with torch.no_grad():
         return model(**inputs_for(model))[0]
+
+
+def reload(model: nn.Module, folder: Path) -> nn.Module:
+    """A model with a head, saved in `folder` and loaded from there."""
+    model.save_pretrained(folder)
+    auto = AutoModelForImageClassification if hasattr(model, "timm_model") else AutoModelForSequenceClassification
+    return auto.from_pretrained(folder).eval()
 
 
 def random_selection(groups, seed: int, keep_one: bool = True) -> dict[str, torch.Tensor]:

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_compress.errors import CompressionError, RecipeError, TargetError, UnsupportedModelError
 from hf_compress.measurement import count
@@ -31,12 +30,6 @@ CRITERIA = [method.name for method in methods("prune") if issubclass(method.opti
 MODELS = ("bert", "option_a", "option_b", "bottleneck")
 
 
-def reload(model, folder):
-    model.save_pretrained(folder)
-    auto = AutoModelForImageClassification if hasattr(model, "timm_model") else AutoModelForSequenceClassification
-    return auto.from_pretrained(folder).eval()
-
-
 def can_prune(method, case):
     return not (method == "bn_scale" and case in cases.ENCODERS)
 
@@ -55,7 +48,7 @@ def test_target_is_met_and_the_model_comes_back(method, case, repair, tmp_path):
     options = {"min_channels": 2, "steps": 2, "samples": 8, "repair": repair}
     report = prune(model, method=method, target={"macs": 0.7}, **cases.examples_for(model), **options)
     assert 0.66 <= report.achieved <= 0.7 and report.achieved == pytest.approx(count(model).macs / dense.macs)
-    again = reload(model, tmp_path)
+    again = cases.reload(model, tmp_path)
     assert torch.equal(cases.output_of(again), cases.output_of(model))
     assert describe(again) == describe(model) != {}
     assert bool(report.notes.get("repair")) is repair
@@ -93,7 +86,7 @@ def test_layers_that_are_told_how_much_to_keep(tmp_path):
     assert kept["timm_model.layer1.0.conv1"] == 0.5
     assert {share for name, share in kept.items() if "layer3" in name} == {0.75}
     assert {share for name, share in kept.items() if "layer2" in name} == {1.0}
-    assert torch.equal(cases.output_of(reload(model, tmp_path)), cases.output_of(model))
+    assert torch.equal(cases.output_of(cases.reload(model, tmp_path)), cases.output_of(model))
     # beside a target, the others make up for them
     model = cases.make("option_a")
     report = prune(model, method="magnitude", target={"macs": 0.6}, keep={"*layer3.*": 1.0})
@@ -200,11 +193,11 @@ def test_activations_against_a_plain_computation(case):
     handle.remove()
     x = seen[0].movedim(1, -1)[:, ..., :] if case != "bert" else seen[0][batch["attention_mask"].bool()]
     size = x.flatten(0, -2).abs().double().mean(0)[part.index].mean(1)
-    if len(group.consumers) == 1:
-        parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 2), slice(2, 3))]
-        for batches in ([batch], parts):  # however the examples are put together
-            found = activation_scores(model, [group], batches)[group.name]
-            torch.testing.assert_close(found, size / size.mean(), rtol=1e-5, atol=1e-8)
+    assert len(group.consumers) == 1
+    parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 2), slice(2, 3))]
+    for batches in ([batch], parts):  # however the examples are put together
+        found = activation_scores(model, [group], batches)[group.name]
+        torch.testing.assert_close(found, size / size.mean(), rtol=1e-5, atol=1e-8)
     assert not model.get_submodule(part.module)._forward_pre_hooks
 
 

@@ -11,7 +11,6 @@ import sys
 import pytest
 import torch
 from transformers import (
-    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
@@ -30,12 +29,6 @@ from hf_compress.training import Context
 from . import cases
 
 
-def reload(model, folder):
-    model.save_pretrained(folder)
-    auto = AutoModelForImageClassification if hasattr(model, "timm_model") else AutoModelForSequenceClassification
-    return auto.from_pretrained(folder).eval()
-
-
 @pytest.mark.parametrize("case", [*cases.ENCODERS, "option_a", "option_b"])
 @pytest.mark.parametrize("repair", [False, True])
 def test_target_is_met_and_the_model_comes_back(case, repair, tmp_path):
@@ -45,7 +38,7 @@ def test_target_is_met_and_the_model_comes_back(case, repair, tmp_path):
     report = prune(model, method="depth", target={"macs": 0.6}, repair=repair, samples=24, **cases.examples_for(model))
     assert report.achieved == pytest.approx(count(model).macs / dense.macs) and report.achieved <= 0.6
     assert {line["of"] for line in report.notes["layers"].values()} == {1}
-    again = reload(model, tmp_path)
+    again = cases.reload(model, tmp_path)
     assert torch.equal(cases.output_of(again), cases.output_of(model))
     if case in cases.ENCODERS:  # said by the configuration, so that it loads anywhere
         assert model.config.num_hidden_layers == 2 and "quantization_config" not in again.config.to_dict()
@@ -164,14 +157,12 @@ def test_no_block_goes_that_the_target_does_not_ask_for():
     dense = count(model).macs
     report = prune(model, method="depth", target={"macs": 0.5}, repair=False, **cases.examples_for(model))
     gone = [name for name, line in report.notes["layers"].items() if not line["kept"]]
-    whole = cases.make("option_a")
     for name in gone:
         rest = cases.make("option_a")
         for other in gone:
             if other != name:
                 rest.set_submodule(other, Removed.replacing(rest.get_submodule(other)))
         assert count(rest).macs > 0.5 * dense >= count(model).macs
-    assert count(whole).macs == dense
 
 
 def test_after_other_pruning_and_twice(tmp_path):
@@ -181,7 +172,7 @@ def test_after_other_pruning_and_twice(tmp_path):
     for macs, layers in ((0.7, 3), (0.4, 2)):
         prune(model, method="depth", target={"macs": macs}, baseline=dense, samples=24, **examples)
         assert model.config.num_hidden_layers <= layers
-    assert torch.equal(cases.output_of(reload(model, tmp_path)), cases.output_of(model))
+    assert torch.equal(cases.output_of(cases.reload(model, tmp_path)), cases.output_of(model))
 
 
 def test_what_cannot_be():

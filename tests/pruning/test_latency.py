@@ -208,7 +208,7 @@ def test_blocks_leave_where_that_saves_most():
         measure={"batch": 8, "threads": 1},
         **cases.examples_for(model),
     )
-    assert count(model).macs < count(cases.make("option_a")).macs
+    assert count(model).macs < count(cases.make("option_a")).macs and report.achieved < 1
     assert (report.achieved > 0.5 * 1.01) == any("missed" in warning for warning in report.warnings)
     gone = [name for name, line in report.notes["layers"].items() if line["kept"] == 0]
     assert len(gone) == sum(isinstance(module, Removed) for module in model.modules()) > 0

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import AutoModel
 
 import hf_compress as hc
 from hf_compress.errors import CompressionError, RecipeError, TargetError, UnsupportedModelError
@@ -20,12 +20,6 @@ from hf_compress.structure import Constant, describe, structural_summary
 from hf_compress.training import Context
 
 from . import cases
-
-
-def reload(model, folder):
-    model.save_pretrained(folder)
-    auto = AutoModelForImageClassification if hasattr(model, "timm_model") else AutoModelForSequenceClassification
-    return auto.from_pretrained(folder).eval()
 
 
 @pytest.mark.parametrize("case", cases.ALL)
@@ -42,7 +36,7 @@ def test_target_is_met_and_the_model_comes_back(case, target, tmp_path):
     assert 0.97 * target[kind] <= reached <= target[kind]
     assert report.cost == count(model)
     assert any(line["kept"] < line["of"] for line in report.notes["layers"].values())
-    again = reload(model, tmp_path)
+    again = cases.reload(model, tmp_path)
     assert torch.equal(cases.output_of(again), cases.output_of(model))
     assert describe(again) == describe(model) != {}
 
@@ -97,7 +91,7 @@ def test_almost_everything_of_an_encoder_may_go(tmp_path):
     model = cases.make("bert")
     prune(model, target={"macs": 0.02, "scope": "encoder"})
     assert sum(isinstance(module, Constant) for module in model.modules()) >= 2
-    assert torch.equal(cases.output_of(reload(model, tmp_path)), cases.output_of(model))
+    assert torch.equal(cases.output_of(cases.reload(model, tmp_path)), cases.output_of(model))
     model.train()
     model(**cases.inputs_for(model), labels=torch.tensor([0, 1, 1])).loss.backward()
 
@@ -114,7 +108,7 @@ def test_twice_in_one_process_and_on_one_model(case, tmp_path):
     report = prune(model, target={"macs": 0.6}, baseline=dense)
     assert 0.57 <= count(model).macs / count(dense).macs <= 0.6
     assert report.achieved == pytest.approx(count(model).macs / count(dense).macs)
-    assert torch.equal(cases.output_of(reload(model, tmp_path)), cases.output_of(model))
+    assert torch.equal(cases.output_of(cases.reload(model, tmp_path)), cases.output_of(model))
 
 
 def test_headless_model_is_pruned_and_comes_back(tmp_path):
@@ -299,7 +293,7 @@ def test_verb_trains_with_a_teacher_afterwards(tmp_path):
         output_dir=str(tmp_path / "work"),
     )
     assert report.seconds["train"] > 0 and report.achieved <= 0.7
-    assert torch.equal(cases.output_of(reload(model.eval(), tmp_path / "model")), cases.output_of(model))
+    assert torch.equal(cases.output_of(cases.reload(model.eval(), tmp_path / "model")), cases.output_of(model))
 
 
 @pytest.mark.parametrize(("case", "fits"), [("option_a", True), ("option_b", False)])

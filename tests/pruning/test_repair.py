@@ -93,26 +93,34 @@ def weights_of(model, context, block, count=48):
 
 
 @pytest.mark.parametrize("ridge", [1e-4, 1e-2])
-def test_neurons_of_a_bert_layer(ridge):
-    dense = cases.make("bert")
-    layer = "bert.encoder.layer.1.output.dense"
-    small, readers, rows = cut(dense, lambda name: name == "bert.encoder.layer.1.intermediate")
+@pytest.mark.parametrize(
+    ("case", "block", "group", "reader", "norm"),
+    [
+        ("bert", "bert.encoder.layer.1", "intermediate", "output.dense", "output.LayerNorm"),
+        ("bert", "bert.encoder.layer.1", "attention.self", "attention.output.dense", "attention.output.LayerNorm"),
+        ("distilbert", "distilbert.transformer.layer.1", "ffn", "ffn.lin2", "output_layer_norm"),
+        ("distilbert", "distilbert.transformer.layer.1", "attention", "attention.out_lin", "sa_layer_norm"),
+    ],
+)
+def test_heads_and_neurons_of_a_layer(case, block, group, reader, norm, ridge):
+    dense = cases.make(case)
+    layer, norm = f"{block}.{reader}", f"{block}.{norm}"
+    small, readers, rows = cut(dense, lambda name: name == f"{block}.{group}")
     assert readers == [layer]
     start = small.get_submodule(layer)
     start = torch.cat([start.weight.detach().T, start.bias.detach()[None]])
     context = context_for(dense)
     batch = whole_batch(dense, context)
     x, _ = read_and_given(small, layer, batch)
-    now, _ = read_and_given(small, "bert.encoder.layer.1.output.LayerNorm", batch)
-    wanted, _ = read_and_given(dense, "bert.encoder.layer.1.output.LayerNorm", batch)
+    (now, _), (wanted, _) = (read_and_given(model, norm, batch) for model in (small, dense))
     _, gives = read_and_given(small, layer, batch)
     counts = batch["attention_mask"].bool()
-    weights = weights_of(dense, context, "bert.encoder.layer.1")[counts]
+    weights = weights_of(dense, context, block)[counts]
     expected = ridge_fit(x[counts], (gives + wanted - now)[counts], start, ridge, weights)
     errors = repair(small, dense, readers, context, samples=48, ridge=ridge, rows=rows)
     found = small.get_submodule(layer)
-    torch.testing.assert_close(found.weight.T.double(), expected[:-1], rtol=5e-3, atol=5e-3)
-    torch.testing.assert_close(found.bias.double(), expected[-1], rtol=5e-3, atol=5e-3)
+    change = torch.cat([found.weight.T, found.bias[None]]).double() - start
+    assert (change - (expected - start)).norm() < 2e-2 * (expected - start).norm() > 0
     assert 0 < errors[layer] < 1
 
 
@@ -479,13 +487,15 @@ def test_a_network_that_is_no_chain_is_refused():
         check_chain(model, cases.inputs_for(model))
 
 
-def test_memory_does_not_grow_with_the_examples():
+@pytest.mark.parametrize("refine", [0, 1])
+def test_memory_does_not_grow_with_the_examples(refine):
     dense = cases.make("option_a")
     small, readers, rows = cut(dense, lambda name: "layer1" in name)
     peaks = []
-    for count in (256, 256, 1536):  # the first one warms up; a few batches more or less do not tell
+    for count in (64, 256, 1536):  # the first one warms up; a few batches more or less do not tell
+        model, context = copy.deepcopy(small), context_for(dense, count)
         with PeakMemory() as peak:
-            repair(copy.deepcopy(small), dense, readers, context_for(dense, count), samples=count, rows=rows)
+            repair(model, dense, readers, context, samples=count, refine=refine, rows=rows)
         peaks.append(peak.bytes)
     activations = (1536 - 256) * 2 * 16 * 32 * 32 * 4
-    assert peaks[2] - peaks[1] < activations / 3
+    assert peaks[2] - peaks[1] < activations / 4

@@ -76,31 +76,51 @@ def check_chain(model: nn.Module, batch: Batch) -> None:
             )
 
 
-def removable(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> list[str]:
-    """The blocks that run once and give a tensor of the shape of what they read, so that the network runs without
-    them.
+def removable(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[list[str], dict[str, str]]:
+    """The blocks that can leave: they run once and give a tensor of the shape of what they read, and the network runs
+    without them. Of the others, but for those that are gone, why they cannot.
 
     Raises:
-        [`UnsupportedModelError`]: if there is none.
+        [`UnsupportedModelError`]: if none can leave.
     """
-    calls = block_calls(model, batch)
-    found = [name for name in calls if _keeps_shape(calls[name]) and _is_composed(model.get_submodule(name))]
+    found, kept = [], {}
+    for name, calls in block_calls(model, batch).items():
+        reason = _reason_to_stay(model, name, calls, batch)
+        if reason is None:
+            found.append(name)
+        elif not isinstance(model.get_submodule(name), Removed):
+            kept[name] = reason
     if not found:
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in kept.items():
+            by_reason.setdefault(reason, []).append(name)
+        told = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
+        told = told or "all have left already"
         raise UnsupportedModelError(
-            f"{type(model).__name__}: none of its blocks ({', '.join(calls)}) is more than a layer and gives "
-            "a single tensor, of the shape of what it reads, so none can leave; prune units instead."
+            f"{type(model).__name__}: none of its blocks can leave ({told}); prune units instead."
         )
-    return found
+    return found, kept
 
 
-def _keeps_shape(calls: Sequence[tuple[Any, Any]]) -> bool:
-    """In a single call; some blocks hand on lists or tuples, which have no shape."""
-    return len(calls) == 1 and all(isinstance(x, Tensor) for x in calls[0]) and calls[0][0].shape == calls[0][1].shape
-
-
-def _is_composed(module: nn.Module) -> bool:
-    """Not a single layer or a pooling, which some networks have among their blocks, nor what stands for a block."""
-    return any(True for child in module.children() for _ in child.parameters())
+def _reason_to_stay(
+    model: nn.Module, name: str, calls: Sequence[tuple[Any, Any]], batch: Mapping[str, torch.Tensor]
+) -> str | None:
+    module = model.get_submodule(name)
+    if not any(True for child in module.children() for _ in child.parameters()):
+        return "it is a single layer"
+    if len(calls) != 1:
+        return f"it runs {len(calls)} times"
+    (read, given) = calls[0]
+    if not isinstance(read, Tensor) or not isinstance(given, Tensor):
+        return "it does not read and give a single tensor"
+    if read.shape != given.shape:
+        return "it changes the shape of what it reads"
+    try:
+        with evaluating(model), without(model, [name]):
+            run(model, {key: value[:1] for key, value in batch.items()})
+    except Exception as error:  # whatever the network asks of its blocks
+        return f"the network does not run without it ({type(error).__name__}: {error})"
+    return None
 
 
 @contextmanager

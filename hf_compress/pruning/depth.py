@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import UnsupportedModelError
 from ..registry import StepContext, register_method
 from ..structure import Removed
-from .blocks import chain, removable, without
+from .blocks import removable, without
 from .inventory import find_units
 from .iteration import check_reach
 from .options import RepairOptions
@@ -51,7 +51,7 @@ def prune_depth(model: nn.Module, options: DepthOptions, context: StepContext) -
     """Remove the blocks without which the predictions move least, one after another."""
     reference = Reference(model, context.calibration(options.probe_samples))
     check_repair(model, options, context)
-    whole, blocks = chain(model), removable(model, reference.batches[0])
+    blocks, kept = removable(model, reference.batches[0])
     target, budget = context.target, context.budget
     now = context.cost(model).of(target)
     saved = {}
@@ -65,8 +65,8 @@ def prune_depth(model: nn.Module, options: DepthOptions, context: StepContext) -
         for name in gone:
             model.set_submodule(name, Removed.replacing(model.get_submodule(name)))
     context.note(layers={name: {"kept": int(name not in gone), "of": 1} for name in blocks})
-    if kept := [name for name in whole if name not in blocks and not isinstance(model.get_submodule(name), Removed)]:
-        context.note(kept=dict.fromkeys(kept, "it changes the shape of what it reads, or is a single layer"))
+    if kept:
+        context.note(kept=kept)
     _close_up(model, gone)
 
 
@@ -120,6 +120,10 @@ def _close_up(model: nn.Module, gone: Sequence[str]) -> None:
     if not left or len(container) != getattr(model.config, "num_hidden_layers", None):
         return
     model.set_submodule(path, nn.ModuleList(left))
+    if kinds := getattr(model.config, "layer_types", None):  # of attention, one a layer
+        model.config.layer_types = [
+            kind for kind, layer in zip(kinds, container, strict=True) if not isinstance(layer, Removed)
+        ]
     model.config.num_hidden_layers = len(left)
     parent = model.get_submodule(path.rpartition(".")[0])
     if hasattr(parent, "n_layers"):  # DistilBERT counts them there too

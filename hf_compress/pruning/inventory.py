@@ -61,7 +61,7 @@ def find_units(model: nn.Module, *, heads: bool = True, neurons: bool = True, mi
 def _with_blocks(model: nn.Module, groups: list[UnitGroup]) -> list[UnitGroup]:
     """`groups`, of which those that are all there is inside a block that can leave know it."""
     try:
-        blocks = removable(model, example_inputs(model))
+        blocks, _ = removable(model, example_inputs(model))
     except CompressionError:  # a network without such blocks
         return groups
 

@@ -15,6 +15,8 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     DebertaV2Config,
+    ModernBertConfig,
+    Qwen2Config,
 )
 
 from hf_compress.errors import CompressionError, TargetError, UnsupportedModelError
@@ -70,7 +72,7 @@ def test_the_first_block_to_go_is_the_one_that_matters_least():
     dense = cases.make("option_b")
     context = Context(**cases.examples_for(dense))
     reference = Reference(dense, context.calibration(24))
-    blocks = removable(dense, reference.batches[0])
+    blocks, _ = removable(dense, reference.batches[0])
     assert len(blocks) == 7  # the two with a stride change the shape
     losses, moved = {}, {}
     for name in blocks:
@@ -141,6 +143,36 @@ def test_an_encoder_whose_layers_cannot_be_taken_out_is_refused():
     assert describe(model) == {}
 
 
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "pad_token_id": 1,
+}
+
+
+def test_a_network_that_asks_its_layers_something_is_refused():
+    config = ModernBertConfig(**SMALL, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    with pytest.raises(UnsupportedModelError, match="layers.3: the network does not run without it .*attention_type"):
+        prune(model, method="depth", target={"macs": 0.7}, repair=False, **cases.examples_for(model))
+    assert describe(model) == {}
+
+
+def test_what_a_configuration_says_of_every_layer_closes_up_with_them(tmp_path):
+    config = Qwen2Config(**SMALL, num_key_value_heads=2, use_sliding_window=True, max_window_layers=2)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    kinds = list(model.config.layer_types)
+    examples = cases.examples_for(model)
+    report = prune(model, method="depth", target={"macs": 0.8, "scope": "encoder"}, repair=False, **examples)
+    stays = [bool(line["kept"]) for line in report.notes["layers"].values()]
+    assert 1 < sum(stays) < 4 and len(set(kinds)) == 2
+    assert model.config.layer_types == [kind for kind, stay in zip(kinds, stays, strict=True) if stay]
+    assert torch.equal(cases.output_of(cases.reload(model, tmp_path)), cases.output_of(model))
+
+
 def test_what_cannot_be_repaired_is_told_before_the_search(monkeypatch):
     model = cases.timm_network("vit_tiny_patch16_224", img_size=32, depth=3)
     options = {"samples": 8, "probe_samples": 8, **cases.examples_for(model)}
@@ -194,7 +226,7 @@ def test_networks_with_single_layers_among_their_blocks(method, architecture):
     model = cases.timm_network(architecture, **extra)
     examples = cases.examples_for(model, 8)
     if (method, architecture) == ("depth", "densenet121"):
-        with pytest.raises(UnsupportedModelError, match="none of its blocks .* single tensor"):
+        with pytest.raises(UnsupportedModelError, match="can leave .*denseblock2: it changes the shape"):
             prune(model, method=method, target={"macs": 0.9}, repair=False, probe_samples=8, **examples)
         return
     options = {"repair": False, "probe_samples": 8} | (

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..registry import Batch, StepContext
 
 
+UNLABELLED = -100  # the label of tokens without one, in PyTorch and Transformers
 NARROW = 256  # units of a layer, between which the information is kept too
 ROOM = 2**28  # bytes that autograd may hold for one backward pass
 
@@ -110,13 +111,22 @@ def sensitivity(
                 watcher.begin(part)
                 with parts.watched(part), plain_attention(model, part):
                     # examples do not mix in eval mode: times their number, the mean's gradient is that of each loss
-                    loss = context.loss(model, part) * watcher.examples
+                    loss = context.loss(model, part) * _averaged(part)
                 loss.backward()
                 watcher.end()
     finally:
         for handle in handles:
             handle.remove()
     return watcher.result()
+
+
+def _averaged(batch: Batch) -> int:
+    """How many losses the batch's is the mean of: those of its examples, or of all their labelled tokens, whose sum is
+    then the loss of an example."""
+    labels = batch.get("labels")
+    if labels is None or labels.dim() < 2 or labels.is_floating_point():
+        return len(next(iter(batch.values())))
+    return int((labels != UNLABELLED).sum())
 
 
 class _Watcher:

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import BertConfig, BertForTokenClassification
 
 from hf_compress.errors import CompressionError
 from hf_compress.pruning import find_units, gradients, masked, speed
@@ -12,7 +13,7 @@ from hf_compress.pruning.gradients import MicroBatches, sensitivity
 from hf_compress.pruning.token_weights import token_weights
 from hf_compress.training import Context
 
-from .cases import ALL, NETWORKS, inputs_for, make
+from .cases import ALL, NETWORKS, SHAPE, inputs_for, make
 
 
 def labelled(model):
@@ -72,6 +73,21 @@ def test_derivatives_are_those_of_single_examples(case):
             assert_near(getattr(found, kind)[name], values)
     for name, values in found.units.items():
         assert torch.allclose(values, found.between[name].diagonal(), rtol=1e-6)
+
+
+def test_of_a_classifier_of_tokens_an_example_counts_as_its_tokens_do(monkeypatch):
+    """However its examples are put together, some of them with few labelled tokens."""
+    model = BertForTokenClassification(BertConfig(**SHAPE, num_labels=3)).eval().double()
+    batch = inputs_for(model)
+    labels = torch.arange(36).view(3, 12) % 3
+    labels[0, 2:], labels[1, 7:] = -100, -100
+    groups = find_units(model).groups
+    whole = sensitivity(model, groups, [{**batch, "labels": labels}], Context())
+    monkeypatch.setattr(gradients, "MicroBatches", partial(MicroBatches, room=1))
+    single = sensitivity(model, groups, [{**batch, "labels": labels}], Context())
+    for kind in ("units", "slopes", "outputs"):
+        for name, values in getattr(whole, kind).items():
+            assert_near(getattr(single, kind)[name], values)
 
 
 def test_between_the_units_of_wide_layers_nothing_is_kept(monkeypatch):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..registry import Batch
 
 SCORES = ("reconstruction", "masks")
-MOMENT_BYTES = 2**29  # second moments that are held at once
+MOMENT_BYTES = 2**29  # second moments that are held at once, and the most of one group
 ATTEMPTS = 6  # to meet a target of latency
 MARGIN = 0.98  # of the budget, after an attempt that came out too slow or needlessly fast
 NEAR = 0.96  # of the budget, from which on an attempt is fast enough and not needlessly so
@@ -52,7 +52,8 @@ class FisherOptions(UnitOptions):
         score (`str`, *optional*, defaults to `"reconstruction"`): what a layer loses with its units. With
             `"reconstruction"` what is left of its readers' outputs after they are fitted anew, weighted by the loss's
             squared gradients there; with `"masks"` the Fisher information of masks on the units, in layers of up to
-            256 units with its terms between them.
+            256 units with its terms between them. Units whose readers have more than some ten thousand inputs are
+            scored by masks anyway.
         score_samples (`int`, *optional*, defaults to 1024): training examples for the scores; `samples` are those of
             the repair.
         probes (`tuple[float, ...]`, *optional*): fractions of every layer's units at which the divergence of the
@@ -190,9 +191,13 @@ def _orders(
     found = sensitivity(model, groups, context.calibration(options.score_samples), context)
     reference = Reference(model, context.calibration(options.probe_samples)) if options.probes else None
     orders: dict[str, Order] = {}
+    by_masks: dict[str, str] = {}
     for part in _parts(model, groups):
         means = None
-        if options.score == "masks":
+        too_large = _moment_bytes(model, part[0]) > MOMENT_BYTES  # then it is alone
+        if too_large and options.score != "masks":
+            by_masks[part[0].name] = f"the second moments of what its readers read take over {MOMENT_BYTES:,} bytes"
+        if too_large or options.score == "masks":
             orders |= {g.name: eliminate_masked(found.units[g.name], found.between.get(g.name)) for g in part}
         else:
             layers = {s.module: model.get_submodule(s.module) for group in part for s in group.consumers}
@@ -208,6 +213,8 @@ def _orders(
             orders |= {group.name: corrected(orders[group.name], measured[group.name]) for group in part}
             if is_first:  # later ones measure what is left of the groups
                 context.note(sensitivity=curves(part, measured))
+    if by_masks:
+        context.note(scored_by_masks=by_masks)
     return orders
 
 
@@ -231,7 +238,7 @@ def _parts(model: nn.Module, groups: Sequence[UnitGroup]) -> Iterator[list[UnitG
     """The groups, as many at a time as there is room for the second moments of their readers."""
     part, size = [], 0
     for group in groups:
-        more = sum(4 * model.get_submodule(s.module).weight[0].numel() ** 2 for s in group.consumers)
+        more = _moment_bytes(model, group)
         if part and size + more > MOMENT_BYTES:
             yield part
             part, size = [], 0
@@ -239,6 +246,11 @@ def _parts(model: nn.Module, groups: Sequence[UnitGroup]) -> Iterator[list[UnitG
         size += more
     if part:
         yield part
+
+
+def _moment_bytes(model: nn.Module, group: UnitGroup) -> int:
+    """What the second moments of all that read the group take."""
+    return sum(4 * model.get_submodule(part.module).weight[0].numel() ** 2 for part in group.consumers)
 
 
 def _reader(model: nn.Module, part: Slice, moments: Moments, outputs: Tensor) -> Reader:

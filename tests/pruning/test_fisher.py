@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_compress.pruning import find_units, fisher
 from hf_compress.pruning.blocks import chain
+from hf_compress.pruning.elimination import eliminate_masked
 from hf_compress.pruning.fisher import FisherOptions
 from hf_compress.pruning.gradients import sensitivity
 from hf_compress.pruning.token_weights import token_weights
@@ -100,8 +101,23 @@ def test_a_unit_scores_what_its_readers_lose_without_it(case, monkeypatch):
         tried = order.units[group.size // 8 :: group.size // 4].tolist()
         others = [lost(model, group, [unit], rows, worth) for unit in tried]
         assert alone <= min(others) * (1 + exact)
-    monkeypatch.setattr(fisher, "MOMENT_BYTES", 1)  # a group at a time
+    monkeypatch.setattr(fisher, "MOMENT_BYTES", max(fisher._moment_bytes(model, group) for group in groups))
+    assert len(list(fisher._parts(model, groups))) > 1
     again = fisher._orders(model, groups, options, context, True)
     for name, order in orders.items():
         assert torch.equal(again[name].units, order.units)
         torch.testing.assert_close(again[name].losses, order.losses)
+    assert "scored_by_masks" not in context.notes
+
+
+def test_units_whose_readers_read_too_much_are_scored_by_masks(monkeypatch):
+    model = cases.make("bert")
+    groups = find_units(model).groups
+    monkeypatch.setattr(fisher, "MOMENT_BYTES", max(fisher._moment_bytes(model, group) for group in groups) - 1)
+    context = Context(**cases.examples_for(model, EXAMPLES))
+    orders = fisher._orders(model, groups, FisherOptions(score_samples=EXAMPLES, probes=()), context, True)
+    found = sensitivity(model, groups, context.calibration(EXAMPLES), context)
+    neurons = [group.name for group in groups if group.kind == "neurons"]
+    assert list(context.notes["scored_by_masks"]) == neurons
+    for name in neurons:
+        assert torch.equal(orders[name].losses, eliminate_masked(found.units[name], found.between[name]).losses)

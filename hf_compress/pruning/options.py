@@ -32,6 +32,12 @@ class RepairOptions:
             raise RecipeError(f"ridge: got {self.ridge!r}; give a number above 0.")
         if self.refine < 0:
             raise RecipeError(f"refine: got {self.refine!r}; give a number of passes, 0 for none.")
+        for name in ("ridge", "refine"):
+            value = getattr(self, name)
+            if not self.repair and value not in (0, getattr(type(self), name)):
+                raise RecipeError(
+                    f"{name}: got {value!r}, and there is no repair; set repair to true, or leave it out."
+                )
 
     def check_target(self, target: Target | None) -> None:
         """A recipe is checked with this before anything is loaded."""

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
+from timm.layers import ClassifierHead
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -52,7 +53,7 @@ def channel_groups(model: nn.Module) -> tuple[list[UnitGroup], dict[str, str]]:
     if attention is not None:
         raise UnsupportedModelError(
             f"{network} works by attention ({attention}): its channels cannot be pruned. Supported are convolutional "
-            "timm networks, such as resnet50, and the encoders bert, roberta, electra and distilbert."
+            "timm networks, such as resnet50, and the encoders bert, roberta, xlm-roberta, camembert, electra and distilbert."
         )
     groups, kept = _traced_groups(model)
     groups = _disjoint(groups, kept)
@@ -265,9 +266,10 @@ def refresh_timm(model: nn.Module) -> None:
     classifier = network.get_classifier()
     if isinstance(classifier, nn.Linear | nn.Conv2d):
         width = side_size(classifier, "in")
-        for name in ("num_features", "head_hidden_size"):
-            if getattr(network, name, None) is not None:
-                setattr(network, name, width)
+        _set_width(network, "head_hidden_size", width)
+        head = next((module for module in network.children() if getattr(module, "fc", None) is classifier), None)
+        if isinstance(head, ClassifierHead):
+            head.num_features, head.in_features = width, width // head.global_pool.feat_mult()
     infos = [info for info in getattr(network, "feature_info", None) or [] if isinstance(info, dict)]
     modules = dict(network.named_modules())
     handles = []
@@ -277,10 +279,16 @@ def refresh_timm(model: nn.Module) -> None:
     image = torch.zeros(1, *image_size(model)).to(model.device)
     try:
         with evaluating(model):
-            model(pixel_values=image)
+            features = network.forward_features(image)
     finally:
         for handle in handles:
             handle.remove()
+    _set_width(network, "num_features", features.shape[1])
+
+
+def _set_width(module: nn.Module | None, name: str, width: int) -> None:
+    if getattr(module, name, None) is not None:
+        setattr(module, name, width)
 
 
 def _width_reader(info: dict):

@@ -60,6 +60,8 @@ def _bert_like(layer: str) -> EncoderLayout:
 LAYOUTS = {
     "bert": _bert_like("BertLayer"),
     "roberta": _bert_like("RobertaLayer"),
+    "xlm-roberta": _bert_like("XLMRobertaLayer"),
+    "camembert": _bert_like("CamembertLayer"),
     "electra": _bert_like("ElectraLayer"),
     "distilbert": EncoderLayout(
         layer="TransformerBlock",

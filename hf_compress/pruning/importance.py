@@ -52,7 +52,8 @@ def magnitude_scores(model: nn.Module, groups: Sequence[UnitGroup], power: int =
 
 def _relative_energy(module: nn.Module, part: Slice, power: int) -> tuple[Tensor, int]:
     """Relative energy of each unit's weights in one module, and how many weights a unit has there."""
-    weight = module.weight.detach().abs().pow(power)
+    weight = module.weight.detach()  # squares of half precision would have few digits left
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).abs().pow(power)
     line = 1 if part.side == "in" and not is_depthwise(module) else 0
     by_line = weight.sum([dim for dim in range(weight.dim()) if dim != line], dtype=torch.float64)
     length = weight.numel() // len(by_line)

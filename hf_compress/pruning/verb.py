@@ -33,7 +33,7 @@ def prune(
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A BERT, RoBERTa, DistilBERT or ELECTRA encoder with any head, or a convolutional timm network in
+            A BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT or ELECTRA encoder, or a convolutional timm network in
             `TimmWrapperForImageClassification`.
         method (`str`, *optional*, defaults to `"magnitude"`):
             A method of the technique `prune`; `hf-compress methods` lists them.

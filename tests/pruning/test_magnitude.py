@@ -8,12 +8,13 @@ import os
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 import hf_compress as hc
 from hf_compress.errors import CompressionError, RecipeError, TargetError, UnsupportedModelError
 from hf_compress.measurement import count
 from hf_compress.pruning import MagnitudeOptions, find_units, prune
+from hf_compress.pruning.importance import magnitude_scores
 from hf_compress.pruning.iteration import prune_to_target
 from hf_compress.registry import Target, get_method
 from hf_compress.structure import Constant, describe, structural_summary
@@ -164,6 +165,51 @@ def test_what_timm_says_of_its_widths():
     assert [info["num_chs"] for info in network.feature_info] == [layer.out_channels for layer in features]
     network.reset_classifier(7)
     assert model(**cases.inputs_for(model)).logits.shape == (3, 7)
+
+
+@pytest.mark.parametrize("architecture", ["mobilenetv3_small_050", "regnetx_002"])
+def test_a_network_with_a_head_of_its_own_takes_another_classifier(architecture, tmp_path):
+    """What `forward_features` gives and what the classifier reads have widths of their own."""
+    model = cases.timm_network(architecture)
+    prune(model, target={"macs": 0.6})
+    model = cases.reload(model, tmp_path)
+    network, image = model.timm_model, cases.inputs_for(model)["pixel_values"]
+    assert network.num_features == network.forward_features(image).shape[1]
+    assert network.head_hidden_size == network.get_classifier().in_features
+    network.reset_classifier(7)
+    assert model(pixel_values=image).logits.shape == (3, 7)
+
+
+@pytest.mark.parametrize("model_type", ["xlm-roberta", "camembert"])
+def test_what_is_built_like_roberta_is_pruned_like_it(model_type, tmp_path):
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(model_type, **cases.SHAPE)).eval()
+    report = prune(
+        model, target={"macs": 0.5, "scope": "encoder"}, repair=True, samples=8, **cases.examples_for(model)
+    )
+    assert report.achieved <= 0.5 and len(report.notes["layers"]) == 4 and report.notes["repair"]
+    assert torch.equal(cases.output_of(cases.reload(model, tmp_path)), cases.output_of(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_ranked_in_single(dtype):
+    """Their squares would be zero, or round to the same few values."""
+    model = cases.make("bert")
+    for parameter in model.parameters():
+        parameter.data.mul_(1e-4)
+    groups = find_units(model).groups
+    found = magnitude_scores(model.to(dtype), groups, 2)
+    for name, scores in magnitude_scores(model.float(), groups, 2).items():
+        assert torch.equal(found[name], scores)
+
+
+@pytest.mark.parametrize(
+    ("method", "extra"), [("magnitude", {}), ("depth", {"repair": False}), ("fisher", {"repair": False})]
+)
+def test_options_of_a_repair_that_there_is_not_are_refused(method, extra):
+    model = cases.make("bert")
+    for option in ({"refine": 3}, {"ridge": 0.5}):
+        with pytest.raises(RecipeError, match=f"{next(iter(option))}: got .*set repair to true"):
+            prune(model, method=method, target={"macs": 0.6}, **extra, **option, **cases.examples_for(model))
 
 
 @pytest.mark.parametrize("case", ["distilbert", "option_a"])

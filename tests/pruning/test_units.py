@@ -250,7 +250,8 @@ def test_vision_transformers_are_refused_by_name(architecture):
 def test_other_architectures_are_refused_by_name():
     gpt2 = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=16))
     with pytest.raises(
-        UnsupportedModelError, match="GPT2ForSequenceClassification.*bert, roberta, electra, distilbert"
+        UnsupportedModelError,
+        match="GPT2ForSequenceClassification.*bert, roberta, xlm-roberta, camembert, electra, distilbert",
     ):
         find_units(gpt2)
     decoder = BertForSequenceClassification(BertConfig(**cases.SHAPE, is_decoder=True))

@@ -22,6 +22,7 @@ from ..errors import UnsupportedModelError
 from ..measurement.inputs import image_size
 from ..measurement.states import evaluating
 from ..models.cifar_resnet import PadShortcut
+from .encoders import LAYOUTS
 from .masks import masked
 from .surgery import shrink
 from .units import Slice, UnitGroup, is_depthwise, side_size
@@ -53,7 +54,7 @@ def channel_groups(model: nn.Module) -> tuple[list[UnitGroup], dict[str, str]]:
     if attention is not None:
         raise UnsupportedModelError(
             f"{network} works by attention ({attention}): its channels cannot be pruned. Supported are convolutional "
-            "timm networks, such as resnet50, and the encoders bert, roberta, xlm-roberta, camembert, electra and distilbert."
+            f"timm networks, such as resnet50, and the encoders {', '.join(LAYOUTS)}."
         )
     groups, kept = _traced_groups(model)
     groups = _disjoint(groups, kept)

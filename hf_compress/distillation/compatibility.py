@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import CompressionError
+from ..measurement.inputs import image_size
 from ..training.data import forward_columns
 
 
@@ -24,8 +25,8 @@ def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
 
     Raises:
         `CompressionError`: if the label count or the order of the labels differs, if one classifies and the other is a
-            regression, if an example may have several labels, if the vocabularies differ, or if the teacher is the
-            student itself.
+            regression, if an example may have several labels, if the vocabularies or the sizes of images differ, or
+            if the teacher is the student itself.
     """
     if teacher is student or any(module is student for module in teacher.modules()):
         raise CompressionError("teacher: got the student itself; give another model, such as copy.deepcopy(student).")
@@ -135,6 +136,8 @@ def _check_inputs(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             f"teacher: it reads {teacher.main_input_name} and the student {student.main_input_name}; give a teacher "
             "of the same kind of input."
         )
+    if student.main_input_name == "pixel_values":
+        _check_images(student, teacher)
     ours, theirs = (getattr(model.config, "vocab_size", None) for model in (student, teacher))
     if ours is None or theirs is None or ours <= theirs < ours + VOCABULARY_PADDING:
         return
@@ -142,6 +145,25 @@ def _check_inputs(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         f"teacher: its vocabulary has {theirs} entries and the student's {ours}, so the token numbers made for the "
         "student mean other words to it; give a teacher with the student's tokenizer."
     )
+
+
+def _check_images(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    try:
+        ours, theirs = image_size(student), image_size(teacher)
+    except CompressionError:  # a configuration that states none
+        return
+    if ours != theirs:
+        raise CompressionError(
+            f"teacher: it was made for images of {_by(theirs)} (channels x height x width) and the student is given "
+            f"{_by(ours)}, of which the teacher would say little; give a teacher for images of that size."
+        )
+    known = [_pixel_statistics(model.config) is not None for model in (student, teacher)]
+    if known == [True, False]:
+        logger.warning("The teacher's config does not say how its images are normalized; taken are the student's.")
+
+
+def _by(size: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, size))
 
 
 def _pixel_statistics(config: Any) -> tuple[list[float], list[float]] | None:

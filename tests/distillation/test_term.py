@@ -216,6 +216,17 @@ def test_pixels_are_normalized_anew_for_the_teacher():
     torch.testing.assert_close(untouched, twin(pixel_values=batch["pixel_values"]).logits, rtol=1e-5, atol=1e-5)
 
 
+def test_a_teacher_for_images_of_another_size_is_refused(caplog):
+    """A convolutional one would take them, and say little."""
+    student, teacher = tiny_image_model(0), tiny_image_model(1)
+    teacher.config.pretrained_cfg["input_size"] = [3, 224, 224]
+    with pytest.raises(CompressionError, match="made for images of 3 x 224 x 224 .* is given 3 x 32 x 32"):
+        DistillationTerm(student, teacher)
+    teacher.config.pretrained_cfg = {"input_size": [3, 32, 32]}
+    DistillationTerm(student, teacher)
+    assert "how its images are normalized" in caplog.text
+
+
 def named(model, *names):
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}

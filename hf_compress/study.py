@@ -129,7 +129,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     if not raw.variants:
         raise RecipeError("study.variants: got none; give at least one, such as prune: {add: [...]}.")
     _check_seeds(raw.seeds, "study.seeds")
-    output_dir = Path(raw.output_dir or f"outputs/{raw.name}")
+    output_dir = Path(raw.output_dir or f"outputs/{raw.name}").expanduser()
     base = {key: item for key, item in raw.base.items() if key not in ("name", "seed", "output_dir", "hub")}
     runs: list[StudyRun] = []
     for name, body in raw.variants.items():

@@ -87,6 +87,14 @@ def test_the_base_of_a_study_may_be_a_recipe_with_sizes(tmp_path):
         load_study(path, ["base.size=ful"])
 
 
+def test_a_study_lies_in_one_place_of_the_home_folder(tmp_path, monkeypatch):
+    hc.load_methods()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    study = load_study(study_file(tmp_path, {"dense": None}, output_dir="~/study"))
+    assert study.output_dir == tmp_path / "study"
+    assert study.runs[0].recipe.output_dir == str(tmp_path / "study" / "runs" / "dense" / "seed0")
+
+
 def test_the_study_of_the_readme_is_valid(tmp_path):
     hc.load_methods()
     readme = (Path(__file__).parents[1] / "README.md").read_text()

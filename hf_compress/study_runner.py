@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .errors import CompressionError
+from .errors import CompressionError, RecipeError
 from .recipe import Recipe, load_recipe
 from .runner import Runner, resolved
 from .storage import read_json, write_json
@@ -108,14 +108,16 @@ def _outcomes(runs: list[StudyRun], store: Path, jobs: int) -> Iterator[tuple[St
 def _drop_unfinished_other(recipe: Recipe, folder: Path) -> None:
     """Remove a run that never finished, of a variant that has been changed since; its stages are in the store.
 
-    A finished one stays, and the run is refused.
+    A finished one stays, and so does one whose recipe cannot be read; the run is refused.
     """
     path = folder / "recipe.yaml"
-    if (
-        path.exists()
-        and not (folder / "results.json").exists()
-        and load_recipe(path).identity() != resolved(recipe).identity()
-    ):
+    if not path.exists() or (folder / "results.json").exists():
+        return
+    try:
+        other = load_recipe(path)
+    except RecipeError:
+        return
+    if other.identity() != resolved(recipe).identity():
         shutil.rmtree(folder)
 
 

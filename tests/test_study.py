@@ -170,6 +170,19 @@ def test_the_same_command_does_only_what_is_missing(finished):
     assert before.items() <= after.items() and len(after) == len(before) + 1
 
 
+def test_a_folder_that_cannot_be_read_stops_no_other_run(tmp_path):
+    path = study_file(tmp_path, {"old": {"add": [PRUNE]}, "dense": None})
+    runs = tmp_path / "study" / "runs"
+    (runs / "old" / "seed0").mkdir(parents=True)
+    recipe = image_recipe(tmp_path, [{"prune": {"method": "magnitude", "target": {"macs": 0.6}, "former": 1}}])
+    (runs / "old" / "seed0" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["study", str(path)]) == 2
+    old, dense = json.loads((tmp_path / "study" / "study.json").read_text())["runs"]
+    assert dense["status"] == "done" and old["status"] == "failed"
+    assert f"{runs / 'old' / 'seed0' / 'recipe.yaml'}: this folder's recipe cannot be read" in old["error"]
+    assert "steps.0.prune.former: unknown key" in old["error"]
+
+
 def test_a_study_stopped_while_it_looks_again_keeps_what_it_says_of_its_runs(finished, monkeypatch):
     path, folder = finished
     before = (folder / "study.json").read_text()

@@ -1,4 +1,4 @@
-"""The record of every operation of a run: one JSON line an event, only ever appended.
+"""The record of every operation of a run: one JSON line an event, only ever appended while the run is kept.
 
 An operation writes a line when it starts and one when it ends, so that what a killed process was doing stays visible.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from .errors import CompressionError
 from .registry import TECHNIQUES, nearest
 from .results import is_number
+from .storage import write_text
 
 
 JOURNAL = "journal.jsonl"  # its name in the folder of a run, of a stage and of a study
@@ -121,6 +122,12 @@ class Journal:
             if isinstance(found, str) and operation in (None, found):
                 events.append({key: value for key, value in event.items() if _fits(key, value)})
         return events
+
+    def keep(self, operation: str) -> None:
+        """Drop all events but those of `operation`, for a run that is begun anew."""
+        if self.path.exists():
+            lines = [json.dumps(event, ensure_ascii=False) + "\n" for event in self.events(operation)]
+            write_text(self.path, "".join(lines))
 
     def seconds(self, stage: str) -> dict[str, float]:
         """Wall seconds of the finished operations of `stage`, summed by operation over all processes that ran it."""

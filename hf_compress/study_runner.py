@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .errors import CompressionError, RecipeError
+from .journal import JOURNAL, Journal
 from .recipe import Recipe, load_recipe
 from .runner import Runner, resolved
 from .storage import read_json, write_json
@@ -106,7 +107,8 @@ def _outcomes(runs: list[StudyRun], store: Path, jobs: int) -> Iterator[tuple[St
 
 
 def _drop_unfinished_other(recipe: Recipe, folder: Path) -> None:
-    """Remove a run that never finished, of a variant that has been changed since; its stages are in the store.
+    """Remove a run that never finished, of a variant that has been changed since; its stages are in the store, and the
+    time that people added to its journal stays.
 
     A finished one stays, and so does one whose recipe cannot be read; the run is refused.
     """
@@ -117,8 +119,15 @@ def _drop_unfinished_other(recipe: Recipe, folder: Path) -> None:
         other = load_recipe(path)
     except RecipeError:
         return
-    if other.identity() != resolved(recipe).identity():
-        shutil.rmtree(folder)
+    if other.identity() == resolved(recipe).identity():
+        return
+    journal = Journal(folder / JOURNAL)
+    journal.keep("human")
+    for entry in sorted(set(folder.iterdir()) - {journal.path, path}) + [path]:  # the recipe says whose the others are
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _error_of(run: StudyRun, exitcode: int) -> str | None:

@@ -18,6 +18,7 @@ import hf_compress as hc
 from hf_compress import study_runner
 from hf_compress.cli import main
 from hf_compress.errors import RecipeError
+from hf_compress.journal import Journal
 from hf_compress.report.effort import machine_seconds
 from hf_compress.report.runs import read_runs
 from hf_compress.study import load_study
@@ -181,6 +182,24 @@ def test_a_folder_that_cannot_be_read_stops_no_other_run(tmp_path):
     assert dense["status"] == "done" and old["status"] == "failed"
     assert f"{runs / 'old' / 'seed0' / 'recipe.yaml'}: this folder's recipe cannot be read" in old["error"]
     assert "steps.0.prune.former: unknown key" in old["error"]
+
+
+def test_what_people_added_outlives_a_change_of_the_variant(tmp_path):
+    hc.load_methods()
+    (run,) = load_study(study_file(tmp_path, {"a": {"add": [PRUNE]}})).runs
+    folder = Path(run.recipe.output_dir)
+    (folder / "stages" / "00_baseline").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(study_runner.resolved(run.recipe).to_yaml())
+    journal = Journal(folder / "journal.jsonl")
+    journal.append(operation="run", status="started")
+    journal.add_human(40, "reading", "pruning", note="what a group is")
+    before, lines = sorted(folder.rglob("*")), journal.events("human")
+    study_runner._drop_unfinished_other(run.recipe, folder)
+    assert sorted(folder.rglob("*")) == before and len(journal.events()) == 2
+    (changed,) = load_study(study_file(tmp_path, {"a": {"add": [SVD]}})).runs
+    study_runner._drop_unfinished_other(changed.recipe, folder)
+    assert list(folder.iterdir()) == [journal.path]
+    assert journal.events() == lines and lines[0]["note"] == "what a group is"
 
 
 def test_a_study_stopped_while_it_looks_again_keeps_what_it_says_of_its_runs(finished, monkeypatch):

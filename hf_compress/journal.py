@@ -61,7 +61,7 @@ class Journal:
 
     @contextmanager
     def operation(self, operation: str, stage: str | None = None, **notes) -> Iterator[dict]:
-        """Record the block as `operation` of `stage`: wall and CPU seconds, peak memory, status, notes.
+        """Record the block as `operation` of `stage`: what a [`Clock`] reads of it, status, notes.
 
         Yields:
             `dict`: the notes, which the block may add to.
@@ -69,7 +69,8 @@ class Journal:
         self.append(operation=operation, stage=stage, status="started")
         clock = Clock()
         try:
-            yield notes
+            with clock:
+                yield notes
         except BaseException as error:
             failure = {**notes, "error": f"{type(error).__name__}: {error}"}
             try:
@@ -145,19 +146,77 @@ def _fits(key: str, value) -> bool:
 
 
 class Clock:
-    """Wall time, CPU time (with child processes) and peak memory since it was made."""
+    """Wall time, CPU time (with child processes) and peak memory of a `with` block.
+
+    Blocks may be nested. Every second counts for the innermost of the blocks that are open, so that the times of all
+    add up to that of the outermost; what an inner one reaches in memory counts for the outer one too.
+    """
+
+    _open: list[Clock] = []
+    _counted = (0.0, 0.0)  # wall and CPU time until which all is counted
 
     def __init__(self):
-        reset_peak_memory()
-        self._wall = time.perf_counter()
-        self._cpu = _cpu_seconds()
+        self._wall = self._cpu = 0.0
+        self._peak = PeakMemory()
+
+    def __enter__(self) -> Clock:
+        self._count()
+        self._open.append(self)
+        self._peak.__enter__()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._peak.__exit__()
+        self._count()
+        self._open.remove(self)
+
+    @classmethod
+    def _count(cls) -> None:
+        wall, cpu = time.perf_counter(), _cpu_seconds()
+        if cls._open:
+            cls._open[-1]._wall += wall - cls._counted[0]
+            cls._open[-1]._cpu += cpu - cls._counted[1]
+        cls._counted = wall, cpu
 
     def read(self) -> dict[str, float | int]:
+        """What the block came to, once it has ended."""
         return {
-            "wall_seconds": round(time.perf_counter() - self._wall, 3),
-            "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),
-            "peak_bytes": peak_memory(),
+            "wall_seconds": round(self._wall, 3),
+            "cpu_seconds": round(self._cpu, 3),
+            "peak_bytes": self._peak.bytes,
         }
+
+
+class PeakMemory:
+    """The peak resident memory of a `with` block, in bytes.
+
+    Blocks may be nested: what an inner one reaches counts for the outer one too, though the system has only one mark
+    to reset. Where it cannot be reset (outside Linux), `bytes` is the peak since the process started.
+
+    ```python
+    with PeakMemory() as peak:
+        model(**batch)
+    print(peak.bytes)
+    ```
+    """
+
+    _open: list[PeakMemory] = []
+
+    def __init__(self):
+        self.bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        for outer in self._open:
+            outer.bytes = max(outer.bytes, peak_memory())
+        self._open.append(self)
+        reset_peak_memory()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bytes = max(self.bytes, peak_memory())
+        self._open.remove(self)
+        for outer in self._open:
+            outer.bytes = max(outer.bytes, self.bytes)
 
 
 def peak_memory() -> int:

@@ -248,13 +248,12 @@ class Runner:
         )
         context.serving = step_serving(self.recipe, self.task, context)
         self.journal.append(operation="surgery", stage=stage.name, status="started")
-        clock = Clock()
-        report = apply_method(
-            model, step.technique, step.method, step.options, context, distill=step.distill, recover=recover
-        )
-        # training and calibration wrote their own lines; what is left of the step is the surgery
-        figures = {**clock.read(), "wall_seconds": round(report.seconds["surgery"], 3)}
-        self.journal.append(operation="surgery", stage=stage.name, status="done", **figures)
+        with Clock() as clock:
+            report = apply_method(
+                model, step.technique, step.method, step.options, context, distill=step.distill, recover=recover
+            )
+        # training and calibration have clocks and lines of their own; what is left of the step is the surgery
+        self.journal.append(operation="surgery", stage=stage.name, status="done", **clock.read())
         return report
 
     def _baseline(self):

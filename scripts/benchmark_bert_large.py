@@ -65,12 +65,11 @@ def compressed(name: str, folder: Path, threads: int) -> dict:
     """Figures of the smaller model, which is saved in `folder`."""
     configure_threads(threads)
     model = dense_model()
-    clock = Clock()
-    report = {"factorized": factorize, "pruned": prune}[name](model, examples(model.config.vocab_size))
-    figures = clock.read()
+    with Clock() as clock:
+        report = {"factorized": factorize, "pruned": prune}[name](model, examples(model.config.vocab_size))
     model.save_pretrained(folder)
     cost = vars(count(model, length=SERVED_LENGTH))
-    return figures | {"operations": report.seconds, "achieved": report.achieved, "cost": cost}
+    return clock.read() | {"operations": report.seconds, "achieved": report.achieved, "cost": cost}
 
 
 def exported(name: str, source: Path, folder: Path, threads: int) -> dict:
@@ -78,8 +77,8 @@ def exported(name: str, source: Path, folder: Path, threads: int) -> dict:
     configure_threads(threads)
     model = dense_model() if name == "dense" else hc.load_model(source)[0]
     data = examples(model.config.vocab_size)
-    clock = Clock()
-    hc.quantize(model, scheme="static_int8", calibration_samples=EXAMPLES, data=data, output_dir=folder)
+    with Clock() as clock:
+        hc.quantize(model, scheme="static_int8", calibration_samples=EXAMPLES, data=data, output_dir=folder)
     return clock.read() | {"size_bytes": folder_size(folder)}
 
 

@@ -3,16 +3,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import psutil
 import pytest
+from small_runs import image_recipe
 
+import hf_compress as hc
 from hf_compress import journal
 from hf_compress.errors import CompressionError
-from hf_compress.journal import Journal, peak_memory, reset_peak_memory
+from hf_compress.journal import Clock, Journal, peak_memory, reset_peak_memory
 from hf_compress.storage import read_json, whole_folder, write_json
 
 
@@ -56,6 +60,55 @@ def test_a_disabled_journal_writes_nothing(tmp_path):
 def test_human_time_is_checked(tmp_path, minutes, kind):
     with pytest.raises(CompressionError, match="got"):
         Journal(tmp_path / "journal.jsonl").add_human(minutes, kind)
+
+
+def work(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_an_operation_in_another_one_takes_its_time_and_leaves_its_peak(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    with journal.operation("surgery"):
+        block = bytearray(64 << 20)
+        block[:] = b"1" * len(block)
+        del block
+        with journal.operation("train"):
+            work(0.5)
+    train, surgery = (event for event in journal.events() if event["status"] == "done")
+    assert train["cpu_seconds"] > 0.4 > surgery["cpu_seconds"]
+    assert train["wall_seconds"] > 0.4 and surgery["wall_seconds"] + train["wall_seconds"] > 0.49
+    if sys.platform.startswith("linux"):
+        assert surgery["peak_bytes"] - train["peak_bytes"] >= (48 << 20)
+    with journal.operation("evaluate"):
+        pass
+    assert journal.events()[-1]["cpu_seconds"] < 0.3, "what has ended counts no longer"
+
+
+def test_clocks_that_end_in_any_order_count_no_second_twice():
+    started = time.process_time()
+    outer, first, second = Clock(), Clock(), Clock()
+    with outer:
+        with ExitStack() as stack:
+            stack.enter_context(first)
+            work(0.1)
+            second.__enter__()
+            work(0.1)
+        work(0.2)
+        second.__exit__(None, None, None)
+        work(0.1)
+    seconds = [clock.read()["cpu_seconds"] for clock in (outer, first, second)]
+    assert sum(seconds) <= time.process_time() - started + 0.05
+    assert min(seconds) > 0.05 and seconds[2] > 0.25
+
+
+def test_a_step_that_trains_has_little_surgery(tmp_path):
+    folder = hc.run(image_recipe(tmp_path, [{"finetune": {}}])).output_dir
+    done = {event["operation"]: event for event in Journal(folder / "journal.jsonl").events() if "stage" in event}
+    assert done["surgery"]["cpu_seconds"] < done["train"]["cpu_seconds"]
+    assert done["surgery"]["wall_seconds"] < done["train"]["wall_seconds"]
+    assert done["surgery"]["peak_bytes"] >= done["train"]["peak_bytes"]
 
 
 def test_peak_memory_sees_an_allocation():

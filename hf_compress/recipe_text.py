@@ -14,7 +14,7 @@ The chosen size becomes part of the name, here `course-cifar10-prune-lab`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ import yaml
 
 from .errors import RecipeError
 from .registry import TECHNIQUES, nearest
+
+
+MERGE = "tag:yaml.org,2002:merge"  # of the key <<
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -116,18 +119,35 @@ def _step_body(steps: list, index: str, path: str) -> dict:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """`yaml.SafeLoader` that refuses repeated keys and reads `2e-5` as the number it is in YAML 1.2."""
+    """`yaml.SafeLoader` that refuses repeated keys and reads `2e-5` as the number it is in YAML 1.2.
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    A key may repeat one that `<<` merges, and outranks it; of several merged mappings the first one does.
+    """
+
+    def flatten_mapping(self, node):
+        own, merged, sources = {}, {}, []
+        for key_node, value_node in node.value:
+            if key_node.tag == MERGE:
+                sources += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                continue
+            key = self.construct_object(key_node)
+            if not isinstance(key, Hashable):
+                raise _error(f"a key is a {key_node.id}; give a text or a number", key_node)
+            if key in own:
+                raise _error(f"the key {key!r} stands here twice", key_node)
+            own[key] = key_node, value_node
+        node.value = list(own.values())  # before the sources are read, which may hold this mapping itself
+        for source in sources:
+            if not isinstance(source, yaml.MappingNode):
+                raise _error(f"<< is given a {source.id}; give it a mapping, or a list of mappings", source)
+            self.flatten_mapping(source)
+            for pair in source.value:
+                merged.setdefault(self.construct_object(pair[0]), pair)
+        node.value = list({**merged, **own}.values())
+
+
+def _error(problem: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 _StrictLoader.add_implicit_resolver(

@@ -12,6 +12,7 @@ import hf_compress
 from hf_compress.errors import RecipeError
 from hf_compress.fields import from_mapping
 from hf_compress.recipe import Recipe, load_recipe
+from hf_compress.recipe_text import read_yaml
 
 
 hf_compress.load_methods()
@@ -167,6 +168,12 @@ def test_bad_overrides_are_refused(override, message):
         ("- a\n", "is a list"),
         ("name: [", "not valid YAML"),
         ("name: a\nname: b\n", "stands here twice"),
+        ("base: &base {name: a, name: b}\n<<: *base\n", "stands here twice"),
+        ("name: a\n<<: {seed: 1}\nname: b\n", "stands here twice"),
+        ("<<: 3\n", "<< is given a scalar; give it a mapping"),
+        ("<<: [{seed: 1}, [2]]\n", "<< is given a sequence"),
+        ("[a, b]: 3\n", "a key is a sequence; give a text or a number"),
+        ("name: {{name}}\n", "a key is a mapping"),
         ("name: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
     ],
 )
@@ -182,6 +189,25 @@ def test_numbers_are_those_of_yaml_1_2(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe()) + "training: {learning_rate: 2e-5, seed2: -1E3}\n")
     training = load_recipe(tmp_path / "recipe.yaml").training
     assert training == {"learning_rate": 2e-5, "seed2": -1000.0}
+
+
+MERGING = """
+first: &first {a: 1, b: 1, c: 1}
+second: &second {<<: *first, b: 2}
+nested:
+  third: &third {<<: [{c: 3, d: 3}, *second], a: 3}
+fourth: {d: 4, <<: *third, e: 4}
+itself: &itself {a: 5, <<: *itself}
+"""
+
+
+def test_a_mapping_may_merge_others(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(MERGING)
+    read = read_yaml(tmp_path / "recipe.yaml")
+    assert read["second"] == {"a": 1, "b": 2, "c": 1}
+    assert read["nested"]["third"] == {"a": 3, "b": 2, "c": 3, "d": 3}
+    assert read["fourth"] == {"a": 3, "b": 2, "c": 3, "d": 4, "e": 4}
+    assert read["first"] == {"a": 1, "b": 1, "c": 1} and read["itself"] == {"a": 5}
 
 
 @pytest.mark.parametrize(

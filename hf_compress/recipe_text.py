@@ -28,13 +28,13 @@ MERGE = "tag:yaml.org,2002:merge"  # of the key <<
 
 
 def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds: plain values only, no key twice.
+    """What a YAML file holds: plain values only, no key twice; every alias is a copy of its own.
 
     Raises:
         `RecipeError`: if the file is missing, cannot be read, or is not YAML.
     """
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
+        return _load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: there is no such file.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -50,7 +50,7 @@ def apply_overrides(value: Any, overrides: Sequence[str]) -> None:
         if not separator or not key:
             raise RecipeError(f"override {override!r}: write it as key=value, such as steps.1.target.macs=0.5.")
         try:
-            new = yaml.load(text, _StrictLoader)
+            new = _load(text)
         except yaml.YAMLError as error:
             raise RecipeError(f"override {override!r}: the value is not valid YAML: {error}") from None
         set_value(value, key, new)
@@ -116,6 +116,22 @@ def _step_body(steps: list, index: str, path: str) -> dict:
     if body is None:
         body = step[technique] = {}
     return body
+
+
+def _load(text: str) -> Any:
+    try:
+        return _apart(yaml.load(text, _StrictLoader))
+    except RecursionError:
+        raise yaml.YAMLError("it holds itself, or is nested too deeply") from None
+    except ValueError as error:  # such as a month 13
+        raise yaml.YAMLError(str(error)) from None
+
+
+def _apart(value: Any) -> Any:
+    """A copy in which nothing stands in two places, so that an override changes the one that it names."""
+    if isinstance(value, dict):
+        return {key: _apart(item) for key, item in value.items()}
+    return [_apart(item) for item in value] if isinstance(value, list) else value
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -172,6 +172,8 @@ def test_bad_overrides_are_refused(override, message):
         ("name: a\n<<: {seed: 1}\nname: b\n", "stands here twice"),
         ("<<: 3\n", "<< is given a scalar; give it a mapping"),
         ("<<: [{seed: 1}, [2]]\n", "<< is given a sequence"),
+        ("seed: 2026-13-01\n", "not valid YAML: month must be in 1..12"),
+        ("training: &all {all: *all}\n", "not valid YAML: it holds itself"),
         ("[a, b]: 3\n", "a key is a sequence; give a text or a number"),
         ("name: {{name}}\n", "a key is a mapping"),
         ("name: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
@@ -208,6 +210,20 @@ def test_a_mapping_may_merge_others(tmp_path):
     assert read["nested"]["third"] == {"a": 3, "b": 2, "c": 3, "d": 3}
     assert read["fourth"] == {"a": 3, "b": 2, "c": 3, "d": 4, "e": 4}
     assert read["first"] == {"a": 1, "b": 1, "c": 1} and read["itself"] == {"a": 5}
+
+
+def test_an_override_changes_one_of_two_places_with_the_same_anchor(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    steps = "steps: [{finetune: {training: *short}}, {finetune: {training: {<<: *short}}}]\n"
+    path.write_text(
+        yaml.safe_dump(recipe(steps=None)).replace("steps: null\n", "training: &short {warmup_steps: 1}\n") + steps
+    )
+    read = load_recipe(path, ["steps.0.training.warmup_steps=2"])
+    assert [training["warmup_steps"] for training in (read.training, *(step.training for step in read.steps))] == [
+        1,
+        2,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(

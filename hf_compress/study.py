@@ -34,6 +34,9 @@ from .recipe import Recipe
 from .recipe_text import apply_overrides, choose_size, read_yaml, set_value
 
 
+NAMEABLE = "A-Za-z0-9._-"  # what a name, also of a folder, is made of
+
+
 @dataclass
 class Variant:
     """One way to compress, or a family of them.
@@ -42,7 +45,8 @@ class Variant:
         steps (`list[dict]`, *optional*): instead of the base's steps.
         add (`list[dict]`, *optional*): after them.
         set (`dict[str, Any]`, *optional*): overrides, such as `{training.num_train_epochs: 2}`.
-        grid (`dict[str, list]`, *optional*): overrides with several values each; every combination is a variant.
+        grid (`dict[str, list]`, *optional*): overrides with several values each; every combination is a variant, named
+            by keys and values, with `-` for what no name can hold.
         orders (`list[list[str]]`, *optional*): orders, by technique, of `add`, or of `steps` where nothing is added;
             each is a variant.
         seeds (`list[int]`, *optional*): instead of the study's, for a variant that is worth fewer runs.
@@ -133,11 +137,11 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     base = {key: item for key, item in raw.base.items() if key not in ("name", "seed", "output_dir", "hub")}
     runs: list[StudyRun] = []
     for name, body in raw.variants.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)):
+        if not re.fullmatch(f"[A-Za-z0-9][{NAMEABLE}]*", str(name)):
             raise RecipeError(f"variants.{name}: a name is of letters, digits, '.', '_' and '-'.")
         variant = from_mapping(Variant, {} if body is None else body, f"variants.{name}")
         seeds = raw.seeds if variant.seeds is None else _check_seeds(variant.seeds, f"variants.{name}.seeds")
-        for full_name, recipe in _expand(name, variant, base):
+        for full_name, recipe in _expand(str(name), variant, base):
             if any(run.variant == full_name for run in runs):
                 raise RecipeError(f"variants.{full_name}: this name stands for two variants; rename one.")
             runs += [_run(raw.name, full_name, recipe, seed, output_dir) for seed in seeds]
@@ -169,6 +173,7 @@ def _expand(name: str, variant: Variant, base: dict) -> Iterator[tuple[str, dict
     first, ordered = (first, variant.add) if variant.add else ([], first)
     orders = [_ordered(ordered, order, name) for order in variant.orders] or [ordered]
     grid = [[(key, value) for value in values] for key, values in variant.grid.items()]
+    names = {key: _value_names(values) for key, values in variant.grid.items()}
     for order, point in itertools.product(orders, itertools.product(*grid)):
         recipe = copy.deepcopy({**base, "steps": [*first, *order]})
         for key, value in (*variant.set.items(), *point):
@@ -176,8 +181,24 @@ def _expand(name: str, variant: Variant, base: dict) -> Iterator[tuple[str, dict
         parts = [name]
         if variant.orders:
             parts.append("-".join(next(iter(step)) for step in order))
-        parts += [f"{key.rsplit('.', 1)[-1]}{value}" for key, value in point]
+        parts += [_nameable(key.rsplit(".", 1)[-1]) + names[key][str(value)] for key, value in point]
         yield "-".join(parts), recipe
+
+
+def _value_names(values: Sequence) -> dict[str, str]:
+    """What stands for each value in a name, by the value's text: `a/b` is `a-b`, or `a-b-2` where another one is."""
+    texts = sorted(map(str, values), key=lambda text: text != _nameable(text))  # those that are names already stay
+    names: dict[str, str] = {}
+    for text in dict.fromkeys(texts):
+        name, number = _nameable(text), 2
+        while name in names.values():
+            name, number = f"{_nameable(text)}-{number}", number + 1
+        names[text] = name
+    return names
+
+
+def _nameable(text: str) -> str:
+    return text if re.fullmatch(f"[{NAMEABLE}]*", text) else re.sub(f"[^{NAMEABLE}]+", "-", text).strip("-")
 
 
 def _ordered(steps: Sequence[Mapping], order: Sequence[str], name: str) -> list:

@@ -88,6 +88,32 @@ def test_the_base_of_a_study_may_be_a_recipe_with_sizes(tmp_path):
         load_study(path, ["base.size=ful"])
 
 
+def test_a_grid_may_be_over_any_values(tmp_path):
+    hc.load_methods()
+    targets = [{"macs": 0.5}, {"params": 0.5, "scope": "encoder"}]
+    variants = {
+        "models": {"grid": {"model.name_or_path": ["a/b", "c/d", "a b", "a-b", "~/e/"]}},
+        "targets": {"steps": [PRUNE], "grid": {"steps.0.target": targets}},
+        20: {"grid": {"training.learning_rate": [1e-5, -1.0]}},
+    }
+    study = load_study(study_file(tmp_path, variants))
+    assert study.variants == [
+        "models-name_or_patha-b-2",
+        "models-name_or_pathc-d",
+        "models-name_or_patha-b-3",
+        "models-name_or_patha-b",
+        "models-name_or_pathe",
+        "targets-targetmacs-0.5",
+        "targets-targetparams-0.5-scope-encoder",
+        "20-learning_rate1e-05",
+        "20-learning_rate-1.0",
+    ]
+    assert [run.recipe.model.name_or_path for run in study.runs[:5]] == ["a/b", "c/d", "a b", "a-b", "~/e/"]
+    assert [run.recipe.steps[0].target.kind for run in study.runs[5:7]] == ["macs", "params"]
+    with pytest.raises(RecipeError, match="variants.models-name_or_patha-b: this name stands for two variants"):
+        load_study(study_file(tmp_path, {"models": {"grid": {"model.name_or_path": ["a/b", "a/b"]}}}))
+
+
 def test_a_study_lies_in_one_place_of_the_home_folder(tmp_path, monkeypatch):
     hc.load_methods()
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -209,12 +210,18 @@ def load_recipe(source: str | Path | dict | Recipe, overrides: Sequence[str] = (
     """Read a recipe from a YAML file or a mapping and apply overrides such as `steps.1.target.macs=0.5`.
 
     Raises:
-        `RecipeError`: if the file is missing, empty, not YAML, or not a valid recipe.
+        `RecipeError`: if the file is missing, empty, not YAML, or not a valid recipe, or the mapping holds more than
+            plain values and paths.
     """
     if isinstance(source, Recipe):
         source = source.to_dict()
     if isinstance(source, dict):
-        value = json.loads(json.dumps(source))  # a copy, and proof that it is plain
+        try:
+            value = json.loads(json.dumps(source, default=os.fspath))  # a copy, and proof that it is plain
+        except (TypeError, ValueError) as error:
+            raise RecipeError(
+                f"The recipe holds more than texts, numbers, lists, mappings and paths: {error}."
+            ) from None
     else:
         value = read_yaml(source)
     overrides = choose_size(value, overrides)

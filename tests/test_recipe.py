@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -42,6 +43,14 @@ def test_a_recipe_survives_its_own_yaml(tmp_path):
     assert second.to_dict() == first.to_dict()
     assert second.identity() == first.identity()
     assert first.output_dir == "outputs/test"
+
+
+def test_a_path_stands_for_its_text():
+    read = load_recipe(recipe(output_dir=Path("/tmp/out"), model={"name_or_path": Path("/tmp/model")}))
+    assert (read.output_dir, read.model.name_or_path) == ("/tmp/out", "/tmp/model")
+    assert load_recipe(dataclasses.replace(read, output_dir=Path("/tmp/out"))).to_dict() == read.to_dict()
+    with pytest.raises(RecipeError, match="holds more than texts.*not set"):
+        load_recipe(recipe(seed={1}))
 
 
 PRUNE = {"prune": {"method": "magnitude", "target": {"macs": 0.5}}}

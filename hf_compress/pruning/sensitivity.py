@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 # Of the softmax in the divergence. At 1, a classifier that is sure of its examples shows no error until it is large.
 TEMPERATURE = 2.0
+ROOM = 2**28  # bytes of predictions to compare with
 
 
 def divergence(now: Tensor, then: Tensor, exclusive: bool = True) -> float:
@@ -52,7 +53,8 @@ class Reference:
     Args:
         model ([`~transformers.PreTrainedModel`]): run in eval mode.
         batches (`Iterable[Batch]`): some hundred examples; labels are not needed. They are held in memory, what enters
-            a block waits on disk.
+            a block waits on disk. Of predictions of tokens from many (a language model's), as many are compared as
+            256 MB hold, evenly spread.
 
     Raises:
         `CompressionError`: without examples.
@@ -109,11 +111,13 @@ class Reference:
                 with quick_texts(model, batch):
                     outputs = run(model, batch)
                 if getattr(outputs, "logits", None) is None:
+                    others = ", ".join(outputs) if isinstance(outputs, dict) else "a tuple"
                     raise UnsupportedModelError(
-                        f"{type(model).__name__} gives no logits to compare; give a model with a head, or prune with "
-                        "magnitude."
+                        f"{type(model).__name__} gives no logits to compare, but {others}; give a model "
+                        "with a head that gives logits, or prune with magnitude."
                     )
-                yield without_padding(outputs.logits.float(), batch.get("attention_mask"))
+                logits = without_padding(outputs.logits.float(), batch.get("attention_mask"))
+                yield logits[:: math.ceil(len(self.batches) * logits.nbytes / ROOM)].clone()
 
     @contextmanager
     def _started(self, model: nn.Module) -> Iterator[None]:

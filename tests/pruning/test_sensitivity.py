@@ -9,11 +9,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BertConfig, BertForTokenClassification
+from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification
 
-from hf_compress.errors import CompressionError
+from hf_compress.errors import CompressionError, UnsupportedModelError
 from hf_compress.measurement.moments import input_moments
-from hf_compress.pruning import find_units, prune, shrink, speed
+from hf_compress.pruning import find_units, prune, sensitivity, shrink, speed
 from hf_compress.pruning.blocks import chain
 from hf_compress.pruning.elimination import Order, Reader, eliminate
 from hf_compress.pruning.sensitivity import TEMPERATURE, Reference, corrected, curves, divergences, stops
@@ -102,6 +102,22 @@ def test_what_enters_a_block_is_not_held_in_memory(case):
         gc.collect()
         assert sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()) <= held
         assert reference.divergence(model) == pytest.approx(before, abs=1e-6)
+
+
+def test_of_many_predictions_of_tokens_some_are_kept(monkeypatch):
+    monkeypatch.setattr(sensitivity, "ROOM", 2**14)
+    torch.manual_seed(0)
+    model, other = (BertForMaskedLM(BertConfig(**cases.SHAPE)).eval() for _ in range(2))
+    reference = Reference(model, Context(**cases.examples_for(model, 40)).calibration(40))
+    kept = sum(logits.untyped_storage().nbytes() for logits in reference.logits)
+    assert 2**12 < kept < 1.2 * 2**14 and len(reference.logits) == 2
+    assert reference.divergence(model) == pytest.approx(0, abs=1e-9) < reference.divergence(other)
+
+
+def test_a_head_without_logits_is_named_by_what_it_gives():
+    model = BertForQuestionAnswering(BertConfig(**cases.SHAPE)).eval()
+    with pytest.raises(UnsupportedModelError, match="no logits to compare, but start_logits, end_logits"):
+        Reference(model, Context(**cases.examples_for(model, 4)).calibration(4))
 
 
 def test_the_divergence_is_that_of_softened_classes():

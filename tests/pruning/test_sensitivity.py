@@ -111,7 +111,7 @@ def test_of_many_predictions_of_tokens_some_are_kept(monkeypatch):
     reference = Reference(model, Context(**cases.examples_for(model, 40)).calibration(40))
     kept = sum(logits.untyped_storage().nbytes() for logits in reference.logits)
     assert 2**12 < kept < 1.2 * 2**14 and len(reference.logits) == 2
-    assert reference.divergence(model) == pytest.approx(0, abs=1e-9) < reference.divergence(other)
+    assert reference.divergence(model) < 1e-9 < reference.divergence(other)
 
 
 def test_a_head_without_logits_is_named_by_what_it_gives():

@@ -220,9 +220,9 @@ def test_a_teacher_for_images_of_another_size_is_refused(caplog):
     """A convolutional one would take them, and say little."""
     student, teacher = tiny_image_model(0), tiny_image_model(1)
     teacher.config.pretrained_cfg["input_size"] = [3, 224, 224]
-    with pytest.raises(CompressionError, match="made for images of 3 x 224 x 224 .* is given 3 x 32 x 32"):
+    with pytest.raises(CompressionError, match="made for images of 3 x 224 x 224 .* is given 3 x 16 x 16"):
         DistillationTerm(student, teacher)
-    teacher.config.pretrained_cfg = {"input_size": [3, 32, 32]}
+    teacher.config.pretrained_cfg = {"input_size": [3, 16, 16]}
     DistillationTerm(student, teacher)
     assert "how its images are normalized" in caplog.text
 

@@ -63,6 +63,7 @@ _STAGE = {
     "size_bytes": _COUNT,
     "restructured?": "true or false",
     "metrics": {"*": "a number"},
+    "predictions?": {"*": {"examples?": _WHOLE}},
     "latency?": [lambda row: _TIMED if isinstance(row, dict) and "p50" in row else _SKIPPED],
     "seconds?": {"*": _COUNT},
     "warnings?": ["text"],

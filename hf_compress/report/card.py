@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .reproduce import public_recipe
+from .runs import task_name
 from .tables import (
     baseline_stage,
     human_bytes,
@@ -54,7 +55,8 @@ def model_card(results: dict, repo_id: str | None = None, comparison: str | None
         base_name=f"`{results['recipe']['model']['name_or_path']}`",
         steps_text=", then ".join(VERBS[technique] for technique in _techniques(results)) or "nothing yet",
         headline=_headline(results, last),
-        seed_note=f"One run with seed {results['seed']}; its steps chose nothing on the evaluation split.",
+        seed_note=f"One run with seed {results['seed']} on {task_name(results)}; its steps chose nothing on the "
+        "evaluation split.",
         load_code=_load_code(results, last, repo_id or NO_ADDRESS),
         load_note=_load_note(results, last),
         stage_table=stage_table(results),
@@ -70,7 +72,8 @@ def model_card(results: dict, repo_id: str | None = None, comparison: str | None
 
 
 def card_data(results: dict) -> ModelCardData:
-    """The metadata block: base model, data set, metrics and the `model-index` with the last stage's figures."""
+    """The metadata block: base model, data set, metrics and the `model-index` with the last stage's figures. There is
+    none of figures on a part of the data, which the Hub would show as those of the whole split."""
     task, last = results["task"], results["stages"][-1]
     evaluations = [
         EvalResult(
@@ -78,7 +81,7 @@ def card_data(results: dict) -> ModelCardData:
             dataset_type=task["hub_dataset"],
             dataset_name=task["name"],
             dataset_config=task.get("hub_config"),
-            dataset_split=task["eval_split"],
+            dataset_split=metric.rpartition("/")[0] or task["eval_split"],
             metric_type=metric.rsplit("/", 1)[-1],
             metric_name=metric,
             metric_value=round(value, 6),
@@ -95,9 +98,12 @@ def card_data(results: dict) -> ModelCardData:
         datasets=[task["hub_dataset"]],
         metrics=sorted({metric.rsplit("/", 1)[-1] for metric in last["metrics"]}),
         tags=["hf_compress", "compression", *dict.fromkeys(VERBS[t] for t in _techniques(results))],
-        model_name=results["name"],
-        eval_results=evaluations,
+        **({"model_name": results["name"], "eval_results": evaluations} if _on_all_data(results) else {}),
     )
+
+
+def _on_all_data(results: dict) -> bool:
+    return task_name(results) == results["task"]["name"]
 
 
 def _techniques(results: dict) -> list[str]:
@@ -191,15 +197,24 @@ def _setting(results: dict) -> list[str]:
     environment = results["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     return [
-        f"task: {results['task']['name']}, split `{results['task']['eval_split']}`",
+        f"task: {task_name(results)}, {_splits(results)}",
         f"CPU: {environment['cpu']} ({', '.join(environment['instruction_sets'])}), threads {environment['threads']}",
         f"versions: {versions}",
     ]
 
 
+def _splits(results: dict) -> str:
+    """The evaluation splits with their examples; releases that recorded no predictions did not count them."""
+    found = results["stages"][-1].get("predictions") or {results["task"]["eval_split"]: {}}
+    return ", ".join(
+        f"split `{split}`" + (f" ({kept['examples']:,} examples)" if "examples" in kept else "")
+        for split, kept in found.items()
+    )
+
+
 def _limits(results: dict, last: dict) -> list[str]:
     limits = [
-        f"Judged on {results['task']['name']} alone; other data may lose more.",
+        f"Judged on {task_name(results)} alone; other data may lose more.",
         "Latencies hold for the CPU and the settings named above; measure on yours.",
     ]
     warnings = [f"{stage['name']}: {text}" for stage in results["stages"] for text in stage.get("warnings", [])]

@@ -18,13 +18,12 @@ from .judgement import (
     in_short,
     model_name,
     sharing,
-    task_name,
     time_table,
 )
 from .markdown import fenced, inline, quoted, table
 from .process import MOST_TIMELINES, Process, shortened
 from .reproduce import file_name, public_name, reproductions
-from .runs import RunRecord, comparison_table, recipes, rows
+from .runs import RunRecord, comparison_table, recipes, rows, task_name
 from .tables import MISSING, human_bytes
 from .words import Words
 

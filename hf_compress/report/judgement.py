@@ -11,7 +11,7 @@ from .effort import Effort, machine_seconds
 from .frontier import frontier
 from .markdown import inline, table
 from .reproduce import public_name
-from .runs import Row, RunRecord
+from .runs import Row, RunRecord, task_name
 from .tables import MISSING, OPERATIONS, baseline_stage, human_count, main_metric
 from .words import Words
 
@@ -84,14 +84,6 @@ def effect_line(effect: Effect, words: Words) -> str:
     change = _range(effect.changes, "{:+.4f}".format)
     names = {name: inline(getattr(effect, name)) for name in ("task", "model", "metric")}
     return words("evaluation.effect", **names, change=change)
-
-
-def task_name(results: dict, words: Words) -> str:
-    """The task, and on what part of its data: figures on a sample do not compare with those on all of them."""
-    name, spec = results["task"]["name"], results["recipe"].get("task", {})
-    if spec.get("data_dir") == "sample":
-        return words("task.sample", task=name)
-    return words("task.part", task=name, n=spec["max_eval_samples"]) if spec.get("max_eval_samples") else name
 
 
 def model_name(results: dict) -> str:

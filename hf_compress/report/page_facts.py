@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from .runs import RunRecord
+from .runs import RunRecord, task_name
 from .tradeoffs import Entry, short_model_name
 
 
@@ -69,7 +69,7 @@ def settings(records: Sequence[RunRecord], words: Mapping[str, str]) -> list[dic
     blocks = []
     by_task: dict[str, list[dict]] = {}
     for record in records:
-        by_task.setdefault(record.results["task"]["name"], []).append(record.results)
+        by_task.setdefault(task_name(record.results), []).append(record.results)
     for task, results in by_task.items():
         models = ", ".join(dict.fromkeys(map(short_model_name, results)))
         facts = [

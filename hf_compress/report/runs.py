@@ -25,6 +25,7 @@ from .tables import (
     served_latency,
 )
 from .unfinished import unfinished, walk
+from .words import Words
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Row:
     """One stage of one recipe, over all seeds it was run with.
 
     Attributes:
-        task (`str`), run (`str`), stage (`str`): where it stands.
+        task (`str`), run (`str`), stage (`str`): where it stands; the task as [`task_name`] has it.
         techniques (`str`): the steps up to here, such as "prune → distill".
         seeds (`list[int]`): in order.
         last (`bool`): whether it is the recipe's result, and not a stage on the way.
@@ -169,8 +170,17 @@ def _identity(results: dict) -> str:
     """What two runs have to have in common for a mean of them to mean anything."""
     recipe = results["recipe"]
     task = {key: value for key, value in recipe.get("task", {}).items() if key != "data_dir"}
-    parts = (results["task"]["name"], task, *(recipe.get(key) for key in ("model", "training", "measure", "steps")))
+    parts = (task_name(results), task, *(recipe.get(key) for key in ("model", "training", "measure", "steps")))
     return json.dumps(parts, sort_keys=True)
+
+
+def task_name(results: dict, words: Words | None = None) -> str:
+    """The task, and on what part of its data: figures on a sample do not compare with those on all of them. In English
+    by default."""
+    name, spec, words = results["task"]["name"], results["recipe"].get("task", {}), words or Words("en")
+    if spec.get("data_dir") == "sample":
+        name = words("task.sample", task=name)
+    return words("task.part", task=name, n=spec["max_eval_samples"]) if spec.get("max_eval_samples") else name
 
 
 def rows(records: Sequence[RunRecord]) -> list[Row]:
@@ -192,7 +202,7 @@ def _row(run: str, index: int, stage_name: str, members: list[tuple[RunRecord, i
     served = served_latency(stages[index])
     names = dict.fromkeys(name for figures in found for name in figures)
     return Row(
-        task=first["task"]["name"],
+        task=task_name(first),
         run=run,
         stage=stage_name,
         techniques=" → ".join(s["technique"] for s in stages[: index + 1] if s["technique"] != "none") or "dense",

@@ -95,6 +95,17 @@ def test_a_point_is_the_last_stage_over_the_seeds(records):
     assert [point.number for point in board.points] == list(range(1, 13))
 
 
+def test_boards_part_samples_from_all_data(tmp_path):
+    for name, spec in {"all": {}, "sample": {"data_dir": "sample"}, "few": {"max_eval_samples": 100}}.items():
+        results = run("run", 0, ("prune",), 0.5)
+        results["recipe"]["task"] |= spec
+        write(tmp_path / name, results)
+    titles = ["cifar10", "cifar10 (100 evaluation examples)", "cifar10 (sample)"]
+    found = entries(read_runs([tmp_path])[0])
+    assert [board.title for board in boards(found, "size")] == titles
+    assert [entry.last.task for entry in found] == titles
+
+
 def test_boards_part_tasks_and_for_latency_dense_models(tmp_path):
     for index, (task, params) in enumerate([("cifar10", 100), ("cifar10", 900), ("glue/mrpc", 100)]):
         results = run(f"run{index}", 0, ("prune",), 0.5)

@@ -177,6 +177,37 @@ def test_the_card_claims_nothing_about_an_export_of_unknown_arithmetic(results):
     assert "ov_config" not in text and "computed in" not in text
 
 
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ({"data_dir": "sample"}, "cifar10 (sample)"),
+        ({"max_eval_samples": 1000}, "cifar10 (1000 evaluation examples)"),
+        ({"data_dir": "sample", "max_eval_samples": 1000}, "cifar10 (sample) (1000 evaluation examples)"),
+    ],
+)
+def test_a_card_does_not_give_figures_on_a_part_of_the_data_as_those_on_all(results, spec, name):
+    results["recipe"]["task"] |= spec
+    results["stages"][-1]["predictions"] = {"test": {"examples": 1000}}
+    text = model_card(results)
+    assert ModelCard(text).data.eval_results is None and "model-index" not in text
+    assert f"- task: {name}, split `test` (1,000 examples)\n" in text
+    assert f"on {name};" in text and f"Judged on {name} alone" in text
+
+
+def test_a_metric_of_a_further_split_is_filed_under_it(results):
+    results["task"] |= {"name": "glue/mnli", "modality": "text", "eval_split": "validation_matched"}
+    last = results["stages"][-1]
+    last["metrics"] = {"accuracy": 0.8, "validation_mismatched/accuracy": 0.7}
+    last["predictions"] = {
+        "validation_matched": {"examples": 9815},
+        "validation_mismatched": {"examples": 9832},
+    }
+    text = model_card(results)
+    found = {result.dataset_split: result.metric_value for result in ModelCard(text).data.eval_results}
+    assert found == {"validation_matched": 0.8, "validation_mismatched": 0.7}
+    assert "split `validation_matched` (9,815 examples), split `validation_mismatched` (9,832 examples)\n" in text
+
+
 def _code(card):
     return card.split("```python\n")[1].split("```")[0]
 

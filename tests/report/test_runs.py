@@ -152,6 +152,10 @@ def edited(path, **changes):
         ({"stages__0__technique": ["prune"]}, "stages.0.technique: got ['prune'], must be text"),
         ({"stages__0__key": {}}, "stages.0.key"),
         ({"stages__0__warnings": [3]}, "stages.0.warnings.0: got 3, must be text"),
+        (
+            {"stages__0__predictions": {"test": {"examples": "all"}}},
+            "test.examples: got 'all', must be a whole number",
+        ),
         ({"name": 3}, "name: got 3, must be text"),
         ({"seed": "zero"}, "seed: got 'zero', must be a whole number"),
         ({"task": "cifar10"}, "task: got 'cifar10', must be a mapping"),

@@ -13,6 +13,7 @@ from .markdown import inline, table
 from .reproduce import public_name
 from .runs import Row, RunRecord, task_name
 from .tables import MISSING, OPERATIONS, baseline_stage, human_count, main_metric
+from .tradeoffs import dense_teachers
 from .words import Words
 
 
@@ -53,10 +54,11 @@ def effects(records: Sequence[RunRecord], words: Words) -> list[Effect]:
 
 
 def _steps(records: Sequence[RunRecord]) -> Iterator[tuple[dict, dict, dict]]:
-    """Results, the stage before and the stage of every step after the first stage; shared ones once."""
+    """Results, the stage before and the stage of every step after the first stage; shared ones once. A teacher that is
+    the first stage is what its student is compared with, and not what the student was made of."""
     seen = set()
     for record in records:
-        stages = record.results["stages"]
+        stages = record.results["stages"][bool(dense_teachers(record.results)) :]
         for before, stage in zip(stages, stages[1:], strict=False):
             key = stage.get("key") or (record.folder, stage["name"])
             if key not in seen:

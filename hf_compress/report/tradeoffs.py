@@ -200,11 +200,16 @@ def short_model_name(results: dict) -> str:
 
 def dense_name(results: dict) -> str:
     """The same of the model that a recipe's stages are compared with: of one that only distills, the teacher."""
+    teachers = dense_teachers(results)
+    return _short(teachers[0]) if teachers else short_model_name(results)
+
+
+def dense_teachers(results: dict) -> list:
+    """The teachers of a recipe that only distills, of which the first is its first stage; none of other recipes."""
     steps = [item for step in results["recipe"].get("steps", ()) for item in step.items()]
-    teachers = [body.get("teacher") for technique, body in steps if technique == "distill" and isinstance(body, dict)]
-    if teachers and all(technique in TEACHER_IS_DENSE for technique, _ in steps):
-        return _short(teachers[0])
-    return short_model_name(results)
+    if any(technique not in TEACHER_IS_DENSE for technique, _ in steps):
+        return []
+    return [body.get("teacher") for technique, body in steps if technique == "distill" and isinstance(body, dict)]
 
 
 def _short(name: Any) -> str:

@@ -105,7 +105,8 @@ ENGLISH = {
     "results.long": "{n} stages: they are in `comparison.md` and `comparison.csv`.",
     "results.steps": "What each technique did",
     "results.steps.note": "Against the stage just before it, not against the dense model: mean, and in brackets the "
-    "lowest and highest where they differ. Stages that runs share count once.",
+    "lowest and highest where they differ. Stages that runs share count once. A student that does not come from the "
+    "stage before it, which is its teacher, is left out.",
     "columns.steps": "technique|task|model|metric|stages|change of the metric|params|MACs|size",
     # 6
     "time": "Time by technique",
@@ -263,7 +264,7 @@ CHINESE = {
     "results.long": "共 {n} 个阶段，见 `comparison.md` 和 `comparison.csv`。",
     "results.steps": "每种方法单步的效果",
     "results.steps.note": "与紧邻的上一阶段相比，而不是与稠密模型相比：给出均值，数值不一致时括号内为最低值和最高值。"
-    "多次运行共享的阶段只计一次。",
+    "多次运行共享的阶段只计一次。若上一阶段是教师模型，学生模型并非由它得到，不计入此表。",
     "columns.steps": "方法|任务|模型|指标|阶段数|指标变化|参数量|MACs|体积",
     "time": "各方法的用时",
     "time.note": "机器用时按操作统计（秒）；人工用时按类型统计（分钟），来自 `hf-compress journal add` 的记录。"

@@ -150,6 +150,18 @@ def test_the_frontier_says_what_it_cost_to_get_there(study):
     assert "20.0% (openvino int8, batch 8)" in latency and "12.5%" in macs
 
 
+def test_a_student_of_another_size_is_no_effect_of_distillation_on_its_teacher(tmp_path):
+    def only_distills(results):
+        results["recipe"]["steps"] = [{"distill": {"teacher": "org/resnet56"}}, {"quantize": {}}]
+
+    write_run(tmp_path / "a", ("distill", 0.92, 0.3, 0.3), INT8, name="a", change=only_distills)
+    steps = section(document(tmp_path), 5).split("### What each technique did")[1]
+    assert "knowledge distillation" not in steps and "| quantization | cifar10 |" in steps
+    write_run(tmp_path / "b", PRUNE, ("distill", 0.93, 0.5, 0.5), name="b")
+    steps = section(document(tmp_path), 5).split("### What each technique did")[1]
+    assert re.search(r"^\| knowledge distillation \| .* \| 1 \| \+0\.0300 \| 100% \| 100% \| 100% \|$", steps, re.M)
+
+
 def test_figures_on_a_sample_are_not_compared_with_those_on_all_data(tmp_path):
     def sample(results):
         results["recipe"]["task"]["data_dir"] = "sample"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,21 +71,32 @@ def push_run(run_dir: str | Path, repo_id: str, *, private: bool = False) -> str
 
     Args:
         run_dir (`str` or `Path`): a run folder with `results.json` and `model/`.
-        repo_id (`str`): `user/name`; made if it does not exist, brought up to date if it does.
+        repo_id (`str`): `user/name`, or `name` alone for one's own; made, or brought up to date if it exists.
         private (`bool`, *optional*, defaults to `False`): whether a new repository is private.
 
     Returns:
         `str`: the address of the commit.
 
     Raises:
-        `CompressionError`: if the run is not finished, or the Hub does not let this user in.
+        `CompressionError`: if the run is not finished, the Hub does not let this user in, or the upload fails.
     """
     run_dir = Path(run_dir)
+    _check_repo_id(repo_id)
     results = check_finished(run_dir)
     card = (run_dir / "model" / "README.md").read_text(encoding="utf-8")  # perhaps with what its owner has added
     written_for = (results["recipe"].get("hub") or {}).get("repo_id") or NO_ADDRESS
-    card = card.replace(f'"{written_for}"', f'"{repo_id}"')
-    return _upload(_signed_in(), run_dir, repo_id, results["name"], card, private)[1]
+
+    def card_for(name: str) -> str:
+        return card.replace(f'"{written_for}"', f'"{name}"')
+
+    api = _signed_in()
+    try:
+        return _upload(api, run_dir, repo_id, results["name"], card_for, private)[1]
+    except _FAILURES as error:
+        raise CompressionError(
+            f"{run_dir} was not pushed to {repo_id} ({_reason(error)}). The run is kept: "
+            f"`hf-compress push {run_dir} --repo_id {repo_id}{' --private' * private}` tries again."
+        ) from error
 
 
 def push_study(study_dir: str | Path, repo_id: str, *, private: bool = False, seeds: str = "0") -> PushedStudy:
@@ -170,10 +182,7 @@ def repository_names(prefix: str, runs: Sequence[tuple[str, int | None]]) -> lis
     Raises:
         `CompressionError`: if the prefix itself is no name of a repository.
     """
-    try:
-        validate_repo_id(prefix)
-    except HFValidationError as error:
-        raise CompressionError(f"repo_id: {error}") from None
+    _check_repo_id(prefix)
     owner, separator, start = prefix.rpartition("/")
     names: list[str] = []
     for variant, seed in runs:
@@ -184,6 +193,13 @@ def repository_names(prefix: str, runs: Sequence[tuple[str, int | None]]) -> lis
             plain = plain[: MAX_REPO_ID - len(end)].rstrip("-.")
         names.append(plain + end)
     return names
+
+
+def _check_repo_id(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise CompressionError(f"repo_id: {error}") from None
 
 
 def _allowed(name: str) -> str:
@@ -213,21 +229,24 @@ def _comparison(folders: Sequence[Path]) -> str:
 def _push_one(api: HfApi, folder: Path, run: str, repo_id: str, comparison: str, private: bool) -> Pushed:
     try:
         results = check_finished(folder)
-        card = model_card(results, repo_id, comparison)
-        return Pushed(run, *_upload(api, folder, repo_id, results["name"], card, private))
+        card_for = functools.partial(model_card, results, comparison=comparison)
+        return Pushed(run, *_upload(api, folder, repo_id, results["name"], card_for, private))
     except _FAILURES as error:
         return Pushed(run, repo_id, error=_reason(error))
 
 
-def _upload(api: HfApi, run_dir: Path, repo_id: str, name: str, card: str, private: bool) -> tuple[str, str]:
-    """One commit with all of a run; returns the repository's full name and the commit's address."""
+def _upload(
+    api: HfApi, run_dir: Path, repo_id: str, name: str, card_for: Callable[[str], str], private: bool
+) -> tuple[str, str]:
+    """One commit with all of a run; returns the repository's full name, which the card is for, and the commit's
+    address."""
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     model = run_dir / "model"
     files = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
     files |= {name: run_dir / name for name in RECORDS if (run_dir / name).exists()}
     files |= {f"plots/{path.name}": path for path in sorted((run_dir / "plots").glob("*"))}
     operations = [CommitOperationAdd(place, str(path)) for place, path in files.items() if place != "README.md"]
-    operations.append(CommitOperationAdd("README.md", card.encode()))
+    operations.append(CommitOperationAdd("README.md", card_for(repo_id).encode()))
     # weights of an earlier push under other names would be loaded in place of these, or beside them
     operations += [CommitOperationDelete(place) for place in api.list_repo_files(repo_id) if _is_stale(place, files)]
     message = f"Add {name}, compressed with hf_compress"

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from .errors import RecipeError
 from .fields import from_mapping
@@ -171,8 +173,11 @@ class Recipe:
         check_order(steps)
         arguments = {name: getattr(raw, name) for name in cls.__dataclass_fields__ if name != "steps"}
         recipe = cls(**arguments, steps=steps)
-        if recipe.hub.push and not recipe.hub.repo_id:
-            raise RecipeError("hub.repo_id: needed to push; give it as user/name.")
+        if recipe.hub.push and not _is_full_repo_id(recipe.hub.repo_id):
+            raise RecipeError(
+                f"hub.repo_id: got {recipe.hub.repo_id!r}; to push, give user/name, "
+                "of letters, digits, '.', '_' and '-'."
+            )
         return recipe
 
     def identity(self) -> str:
@@ -333,3 +338,12 @@ def check_order(steps: Sequence[Step]) -> None:
             )
         compressed |= step.technique in ("prune", "factorize")
         factorized |= step.technique == "factorize"
+
+
+def _is_full_repo_id(name: str | None) -> bool:
+    """Whether `name` is `user/name`, as the Hub allows it."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name is not None and "/" in name

@@ -225,6 +225,28 @@ def test_what_its_owner_has_written_into_the_card_is_pushed(tmp_path, hub, push)
     assert pushed.endswith("For the night shift.\n") and 'from_pretrained("tester/small")' in pushed
 
 
+def test_the_card_is_for_the_full_name_of_the_repository(tmp_path, hub, push):  # noqa: F811
+    study = finished_study(tmp_path / "study", {"prune": 1})
+    assert push(study / "runs/prune/seed0", "--repo_id", "small")[0] == 0
+    assert push(study, "--repo_id", "small")[0] == 0
+    for name in ("tester/small", "tester/small-prune"):
+        assert f'from_pretrained("{name}")' in hub.repos["models", name].files["README.md"].decode()
+
+
+def test_a_run_whose_upload_fails_can_be_pushed_again(tmp_path, hub, push):  # noqa: F811
+    folder = finished_run(tmp_path / "run")
+    code, said = push(folder, "--repo_id", "tester/my model")
+    assert code == 2 and "repo_id: Repo id must use alphanumeric chars" in said and not hub.requests
+    hub.cut.add("tester/small")
+    code, said = push(folder, "--repo_id", "tester/small", "--private")
+    assert code == 2 and "was not pushed to tester/small (Server disconnected" in said
+    hub.cut.clear()
+    assert f"`hf-compress push {folder} --repo_id tester/small --private` tries again" in said
+    assert push(folder, "--repo_id", "tester/small", "--private")[0] == 0
+    code, said = push(folder, "--repo_id", "someone/small")
+    assert code == 2 and "was not pushed to someone/small" in said and "rights" in said
+
+
 def test_without_a_token_nothing_is_sent(tmp_path, hub, push):  # noqa: F811
     study = finished_study(tmp_path / "study", {"prune": 1})
     code, said = push(study, "--repo_id", "tester/small", token=None)

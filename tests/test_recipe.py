@@ -108,7 +108,9 @@ INT8 = {"quantize": {"scheme": "static_int8"}}
         (recipe(task={"name": "cifar10", "subset": 3}), r"recipe\.task\.subset"),
         (recipe(model={}), r"recipe\.model\.name_or_path: this key is required"),
         (recipe(name="../x"), r"recipe\.name"),
-        (recipe(hub={"push": True}), r"hub\.repo_id"),
+        (recipe(hub={"push": True}), r"hub\.repo_id: got None"),
+        (recipe(hub={"push": True, "repo_id": "small"}), r"hub\.repo_id: got 'small'; to push, give user/name"),
+        (recipe(hub={"push": True, "repo_id": "me/my model"}), r"hub\.repo_id: got 'me/my model'"),
         (recipe(measure={"batch": 0}), r"measure\.batch"),
     ],
 )

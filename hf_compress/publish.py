@@ -84,10 +84,9 @@ def push_run(run_dir: str | Path, repo_id: str, *, private: bool = False) -> str
     _check_repo_id(repo_id)
     results = check_finished(run_dir)
     card = (run_dir / "model" / "README.md").read_text(encoding="utf-8")  # perhaps with what its owner has added
-    written_for = (results["recipe"].get("hub") or {}).get("repo_id") or NO_ADDRESS
 
     def card_for(name: str) -> str:
-        return card.replace(f'"{written_for}"', f'"{name}"')
+        return card.replace(f'"{_written_for(results)}"', f'"{name}"')
 
     api = _signed_in()
     try:
@@ -145,6 +144,26 @@ def push_study(study_dir: str | Path, repo_id: str, *, private: bool = False, se
     if pushed:
         _collect(api, study["name"], pushed, private, answer)
     return answer
+
+
+def edited_card(run_dir: Path, repo_id: str | None) -> str | None:
+    """The card in the folder of a finished run, for the repository `repo_id`, if its owner has changed it."""
+    path = run_dir / "model" / "README.md"
+    try:
+        results = load_results(run_dir)
+        card = path.read_text(encoding="utf-8")
+    except (CompressionError, FileNotFoundError):
+        return None
+    written_for = _written_for(results)
+    if card == model_card(results, written_for):
+        return None
+    logger.info("%s is kept, for it is not the one that was written; delete it for a new one.", path)
+    return card.replace(f'"{written_for}"', f'"{repo_id or NO_ADDRESS}"')
+
+
+def _written_for(results: dict) -> str:
+    """What the loading code of a run's own card names."""
+    return (results["recipe"].get("hub") or {}).get("repo_id") or NO_ADDRESS
 
 
 def check_finished(run_dir: Path) -> dict:

@@ -30,7 +30,7 @@ from .journal import JOURNAL, Clock, Journal
 from .measurement import configure_threads, environment, has_fast_bf16
 from .models import load_model, load_teacher
 from .plan import PlannedStage, history, may_follow, plan, teacher_of
-from .publish import push_run
+from .publish import edited_card, push_run
 from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
 from .report import print_stages, write_report
@@ -303,10 +303,11 @@ class Runner:
             record["seconds"] = stage_seconds(self._folder(index), stage.name)
             record["key"] = stage_key(history(self.recipe, self.stages, index))
             results["stages"].append(record)
+        card = edited_card(self.output_dir, self.recipe.hub.repo_id)
         save_results(results, self.output_dir / "results.json")
         with whole_folder(self.output_dir / "model") as aside:
             copy_model(self._folder(len(self.stages) - 1), aside)
-        write_report(results, self.output_dir, self.recipe.hub.repo_id)
+        write_report(results, self.output_dir, self.recipe.hub.repo_id, card)
         self.journal.append(operation="run", status="done")
         print_stages(results)
         if self.recipe.hub.push:

@@ -114,6 +114,17 @@ def test_the_code_of_the_card_gives_the_model_that_was_evaluated(tmp_path):
         assert logits.tolist() == pytest.approx(recorded, abs=1e-5)
 
 
+def test_what_its_owner_has_written_into_the_card_outlives_another_run(tmp_path):
+    recipe = image_recipe(tmp_path / "run", [SVD])
+    card = run(recipe).output_dir / "model" / "README.md"
+    written = card.read_text()
+    run({**recipe, "hub": {"repo_id": "me/small"}})
+    assert card.read_text() == written.replace('"path/to/model"', '"me/small"') != written
+    card.write_text(card.read_text() + "\nFor the night shift.\n")
+    run({**recipe, "hub": {"repo_id": "me/other"}})
+    assert card.read_text() == written.replace('"path/to/model"', '"me/other"') + "\nFor the night shift.\n"
+
+
 def test_a_text_recipe_with_recovery_after_the_surgery(tmp_path, text_root):
     pruned = {"prune": {**PRUNE["prune"], "target": {"macs": 0.6, "scope": "encoder"}, "distill": {"alpha": 0.5}}}
     finished = run(text_recipe(tmp_path / "run", text_root, [{"finetune": {}}, pruned, SVD, INT8]))

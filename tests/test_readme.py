@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from hf_compress.recipe import load_recipe
 from hf_compress.report import stage_table
 from hf_compress.results import load_results
 
@@ -26,6 +28,16 @@ def test_the_code_of_the_readme_runs(code, tmp_path, monkeypatch):
         batch = {"pixel_values": torch.zeros(2, 3, 32, 32)}
         with torch.no_grad():
             assert torch.equal(names["again"](**batch).logits, names["model"].eval()(**batch).logits)
+
+
+def test_the_recipes_of_the_readme_are_recipes():
+    """Some show a part, without what every recipe has."""
+    recipes = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S)]
+    recipes = [recipe for recipe in recipes if "steps" in recipe]
+    rest = {"name": "r", "task": {"name": "glue", "subset": "mrpc"}, "model": {"name_or_path": "bert-base-uncased"}}
+    assert len(recipes) > 1
+    for recipe in recipes:
+        load_recipe({**rest, **recipe})
 
 
 def test_the_readme_shows_python():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_compress import load_methods
 from hf_compress.recipe import load_recipe
 from hf_compress.report import stage_table
 from hf_compress.results import load_results
@@ -36,6 +37,7 @@ def test_the_recipes_of_the_readme_are_recipes():
     recipes = [recipe for recipe in recipes if "steps" in recipe]
     rest = {"name": "r", "task": {"name": "glue", "subset": "mrpc"}, "model": {"name_or_path": "bert-base-uncased"}}
     assert len(recipes) > 1
+    load_methods()
     for recipe in recipes:
         load_recipe({**rest, **recipe})
 

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from . import load_methods
 from .errors import CompressionError, RecipeError
 from .journal import JOURNAL, Clock, Journal
-from .measurement import configure_threads, environment, has_fast_bf16
+from .measurement import configure_threads, default_threads, environment, has_fast_bf16
 from .models import load_model, load_teacher
 from .plan import PlannedStage, history, may_follow, plan, teacher_of
 from .publish import edited_card, push_run
@@ -84,7 +84,7 @@ class Runner:
     def __init__(self, recipe: Recipe, store: StageStore | None = None):
         self.store = store
         self.state = PartialState(cpu=not _has_accelerator(), timeout=timedelta(hours=24))
-        self.recipe = recipe = resolved(recipe, self.state.num_processes)
+        self.recipe = recipe = resolved(recipe)
         self.output_dir = Path(recipe.output_dir).expanduser()
         self.journal = Journal(self.output_dir / JOURNAL, enabled=self.state.is_main_process)
         self.stages = plan(recipe)
@@ -347,9 +347,9 @@ def task_facts(task: Task) -> dict:
     }
 
 
-def resolved(recipe: Recipe, processes: int = 1) -> Recipe:
+def resolved(recipe: Recipe) -> Recipe:
     """`recipe` with what depends on the machine settled: threads, and bf16 or not, which is part of what it means."""
-    threads = recipe.threads or max(1, (os.cpu_count() or 1) // processes)
+    threads = recipe.threads or default_threads()
     return replace(recipe, threads=threads, training={"bf16": has_fast_bf16(), **recipe.training})
 
 

@@ -16,7 +16,7 @@ from hf_compress.errors import CompressionError, RecipeError
 from hf_compress.measurement import count, evaluate, has_fast_bf16
 from hf_compress.quantization import load_exported
 from hf_compress.recipe import load_recipe
-from hf_compress.runner import plan, run
+from hf_compress.runner import plan, resolved, run
 
 
 PRUNE = {"prune": {"method": "magnitude", "target": {"macs": 0.6}}}
@@ -53,6 +53,19 @@ def test_the_plan_has_one_baseline(tmp_path, steps, names):
     hc.load_methods()
     stages = plan(load_recipe(image_recipe(tmp_path, steps)))
     assert [stage.name for stage in stages] == names
+
+
+def test_a_run_takes_the_cores_that_it_may_use(tmp_path, monkeypatch):
+    recipe = load_recipe({**image_recipe(tmp_path, [{"finetune": {}}]), "threads": None})
+    monkeypatch.setattr("hf_compress.measurement.machine.usable_cores", lambda: 6)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert resolved(recipe).threads == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # of four processes on two machines
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert resolved(recipe).threads == 3
+    recipe.threads = 5
+    assert resolved(recipe).threads == 5
 
 
 def test_an_image_recipe_goes_from_weights_to_int8(tmp_path):

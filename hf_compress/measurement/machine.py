@@ -99,20 +99,25 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_threads() -> int:
+    """The cores that this process may run on, divided by the local processes of a distributed run."""
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def configure_threads(threads: int | None = None) -> int:
     """
     Set the threads of PyTorch, and remember them for OpenVINO.
 
     Args:
-        threads (`int`, *optional*): by default this process's cores, divided by the local processes of a
-            distributed run. What a launcher put into `OMP_NUM_THREADS` is overruled.
+        threads (`int`, *optional*): by default [`default_threads`]. What a launcher put into `OMP_NUM_THREADS` is
+            overruled.
 
     Returns:
         `int`: the threads set.
     """
     global _threads
     if threads is None:
-        threads = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        threads = default_threads()
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise CompressionError(f"threads: got {threads!r}; give a whole number of at least 1, or null for all cores.")
     torch.set_num_threads(threads)

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from . import load_methods
 from .errors import CompressionError, RecipeError
 from .journal import JOURNAL, Clock, Journal
-from .measurement import configure_threads, default_threads, environment, has_fast_bf16
+from .measurement import configure_threads, default_threads, environment
 from .models import load_model, load_teacher
 from .plan import PlannedStage, history, may_follow, plan, teacher_of
 from .publish import edited_card, push_run
@@ -40,7 +40,7 @@ from .storage import NO_ROOM, explain_full_disk, read_json, whole_folder, write_
 from .store import StageStore, stage_key
 from .structure import track
 from .tasks import Task, load_task
-from .training import Context, StepReport, apply_method, check_training
+from .training import Context, StepReport, apply_method, check_training, choose_bf16
 
 
 logger = logging.getLogger(__name__)
@@ -349,8 +349,16 @@ def task_facts(task: Task) -> dict:
 
 def resolved(recipe: Recipe) -> Recipe:
     """`recipe` with what depends on the machine settled: threads, and bf16 or not, which is part of what it means."""
+    training = choose_bf16(recipe.training)
+
+    def settled(step: Step) -> Step:
+        bf16 = choose_bf16({**recipe.training, **step.training})["bf16"]
+        if bf16 == training["bf16"] or "bf16" in step.training:
+            return step
+        return replace(step, training={"bf16": bf16, **step.training})
+
     threads = recipe.threads or default_threads()
-    return replace(recipe, threads=threads, training={"bf16": has_fast_bf16(), **recipe.training})
+    return replace(recipe, threads=threads, training=training, steps=[settled(step) for step in recipe.steps])
 
 
 def _has_accelerator() -> bool:

@@ -17,6 +17,7 @@ from hf_compress.measurement import count, evaluate, has_fast_bf16
 from hf_compress.quantization import load_exported
 from hf_compress.recipe import load_recipe
 from hf_compress.runner import plan, resolved, run
+from hf_compress.training import build_arguments
 
 
 PRUNE = {"prune": {"method": "magnitude", "target": {"macs": 0.6}}}
@@ -66,6 +67,37 @@ def test_a_run_takes_the_cores_that_it_may_use(tmp_path, monkeypatch):
     assert resolved(recipe).threads == 3
     recipe.threads = 5
     assert resolved(recipe).threads == 5
+
+
+@pytest.mark.parametrize(
+    ("cpu", "gpu", "training", "step", "found"),
+    [
+        (False, None, {}, {}, (False, None)),
+        (True, None, {}, {}, (True, None)),
+        (False, True, {}, {}, (True, None)),
+        (True, False, {}, {}, (False, None)),
+        (True, False, {"use_cpu": True}, {}, (True, None)),
+        (False, True, {}, {"use_cpu": True}, (True, False)),
+        (True, None, {"bf16": False}, {}, (False, None)),
+        (True, None, {"fp16": True}, {}, (False, None)),
+        (False, None, {"fp16": True}, {}, (False, None)),
+        (True, None, {}, {"fp16": True}, (True, False)),
+        (False, None, {}, {"fp16": True}, (False, None)),
+        (True, None, {"bf16": True}, {"fp16": True, "bf16": False}, (True, False)),
+    ],
+)
+def test_bf16_is_settled_by_what_trains(tmp_path, monkeypatch, cpu, gpu, training, step, found):
+    monkeypatch.setattr("hf_compress.training.arguments.has_fast_bf16", lambda: cpu)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
+    hc.load_methods()
+    recipe = resolved(load_recipe(image_recipe(tmp_path, [{"finetune": {"training": step}}], training=training)))
+    assert (recipe.training["bf16"], recipe.steps[0].training.get("bf16")) == found
+    assert resolved(recipe).identity() == recipe.identity()
+    monkeypatch.undo()
+    arguments = build_arguments({**recipe.training, **recipe.steps[0].training, "use_cpu": True}, tmp_path, seed=0)
+    assert not (arguments.fp16 and arguments.bf16)
 
 
 def test_an_image_recipe_goes_from_weights_to_int8(tmp_path):

@@ -1,7 +1,7 @@
 """Training: one trainer, one path to it, and the context that methods work in."""
 
 from .apply import StepReport, apply_method
-from .arguments import build_arguments, check_training, default_training
+from .arguments import build_arguments, check_training, choose_bf16, default_training
 from .context import Context, is_main_process
 from .data import TrainingData
 from .finetune import FinetuneOptions
@@ -22,6 +22,7 @@ __all__ = [
     "apply_method",
     "build_arguments",
     "check_training",
+    "choose_bf16",
     "default_training",
     "epoch_order",
     "fit",

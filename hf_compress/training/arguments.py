@@ -102,10 +102,8 @@ def build_arguments(values: dict[str, Any], output_dir: str | os.PathLike, seed:
     """
     check_training(values)
     threads = torch.get_num_threads()
-    settings = {**COMMON, **values}
+    settings = {**COMMON, **choose_bf16(values)}
     settings.setdefault("use_cpu", not torch.accelerator.is_available())
-    if not settings.get("fp16"):
-        settings.setdefault("bf16", _bf16_by_default(settings["use_cpu"]))
     settings.setdefault("dataloader_pin_memory", not settings["use_cpu"])
     try:
         arguments = TrainingArguments(output_dir=str(Path(output_dir)), seed=seed, data_seed=seed, **settings)
@@ -115,6 +113,12 @@ def build_arguments(values: dict[str, Any], output_dir: str | os.PathLike, seed:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     return arguments
+
+
+def choose_bf16(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with a `bf16`: their own, else whether what they train on computes in it, and never beside fp16."""
+    use_cpu = values.get("use_cpu", not torch.accelerator.is_available())
+    return {"bf16": not values.get("fp16", False) and _bf16_by_default(use_cpu), **values}
 
 
 def _bf16_by_default(use_cpu: bool) -> bool:

@@ -58,14 +58,14 @@ PRECISIONS = {"torch": ("fp32", "bf16"), "openvino": ("f32", "bf16", "int8")}
 
 @dataclass
 class MeasureSpec:
-    """What latency is measured at, and what a latency target means.
+    """What latency is measured at, and what a latency target means; of MACs it is the length.
 
     Args:
         runtime (`str`, *optional*, defaults to `"openvino"`): the runtime that will serve the model.
         precision (`str`, *optional*): of `PRECISIONS`; `None` takes int8 for a recipe that quantizes to it, and the
             runtime's first otherwise.
         batch (`int`, *optional*): examples at once; `None` takes 128 images or 1 sentence.
-        length (`int`, *optional*): tokens; `None` takes the task's `max_length`.
+        length (`int`, *optional*): tokens of an example; `None` takes the task's `max_length`. Not for images.
         seconds (`float`, *optional*, defaults to 10): about how long one comparison may take.
     """
 
@@ -150,6 +150,11 @@ class Recipe:
             "hub": asdict(self.hub),
         }
 
+    @property
+    def length(self) -> int | None:
+        """Tokens of the examples whose MACs are counted and whose latency is measured; `None` for images."""
+        return (self.measure.length or self.task.max_length) if self.task.modality == "text" else None
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
@@ -181,8 +186,8 @@ class Recipe:
         return recipe
 
     def identity(self) -> str:
-        """Hash of what determines the result: task, model, training, steps and seed; no paths, no Hub settings. If
-        a target speaks of latency, what it is measured at is part of it.
+        """Hash of what determines the result: task, model, training, steps, seed and the length that MACs are counted
+        at; no paths, no Hub settings. If a target speaks of latency, what it is measured at is part of it.
 
         The sample of the package is other data, not another place of the same.
         """
@@ -190,9 +195,9 @@ class Recipe:
         if plain["task"]["data_dir"] != SAMPLE:
             plain["task"].pop("data_dir")
         kept = {key: plain[key] for key in ("task", "model", "training", "steps", "seed")}
-        kept["precision"] = plain["measure"]["precision"]
+        kept |= {"precision": plain["measure"]["precision"], "length": self.length}
         if any(step.target is not None and step.target.kind == "latency" for step in self.steps):
-            served = {key: value for key, value in plain["measure"].items() if key != "seconds"}
+            served = {key: value for key, value in plain["measure"].items() if key not in ("length", "seconds")}
             kept["served"] = {**served, "threads": plain["threads"]}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -83,8 +83,9 @@ class Target:
 class Cost:
     """What a model costs. `params` and `macs` count the whole model, `encoder_*` its repeated blocks only.
 
-    `macs` are multiply-accumulates of one example at the task's stated length or image size. `latency` (seconds, the
-    median of one batch in the serving runtime) and `size` (bytes on disk) are `None` where nobody measured them.
+    `macs` are multiply-accumulates of one example, of as many tokens as the recipe measures at, or of the image size.
+    `latency` (seconds, the median of one batch in the serving runtime) and `size` (bytes on disk) are `None` where
+    nobody measured them.
     """
 
     params: int

@@ -60,6 +60,7 @@ _STAGE = {
     "key?": "text",
     "params": _COUNT,
     "macs": _COUNT,
+    "macs_length?": _WHOLE_OR_NULL,
     "size_bytes": _COUNT,
     "restructured?": "true or false",
     "metrics": {"*": "a number"},

@@ -135,8 +135,8 @@ class Runner:
             if other.identity() != self.recipe.identity():
                 if not may_follow(self.recipe, other, self.output_dir):
                     raise CompressionError(
-                        f"{self.output_dir} holds a run of another recipe (task, model, training, steps or seed "
-                        f"differ from {path}); give another output_dir, or remove the folder."
+                        f"{self.output_dir} holds a run of another recipe (task, model, training, steps, seed or "
+                        f"measure differ from {path}); give another output_dir, or remove the folder."
                     )
                 shutil.rmtree(self.output_dir / "stages" / ".work", ignore_errors=True)
         write_text(path, self.recipe.to_yaml())
@@ -242,11 +242,11 @@ class Runner:
             training={**self.recipe.training, **step.training},
             seed=self.recipe.seed,
             output_dir=work,
-            length=self.recipe.measure.length,
+            length=self.recipe.length,
             journal=self.journal,
             stage=stage.name,
         )
-        context.serving = step_serving(self.recipe, self.task, context)
+        context.serving = step_serving(self.recipe, context)
         self.journal.append(operation="surgery", stage=stage.name, status="started")
         with Clock() as clock:
             report = apply_method(

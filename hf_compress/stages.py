@@ -14,7 +14,7 @@ from .journal import JOURNAL, Journal
 from .measurement import Serving, arithmetic, count, cpu_name, evaluate, folder_size, latency_rows
 from .models import load_model
 from .quantization import is_exported, load_exported, save_exported, served_precision
-from .recipe import MeasureSpec, Recipe
+from .recipe import Recipe
 from .registry import Cost
 from .storage import read_json
 from .tasks import Task, TaskData
@@ -95,7 +95,7 @@ def measure_stage(
         cost = (
             Cost(**read_json(previous / "measurement.json")["cost"])
             if exported
-            else count(model, length=recipe.measure.length)
+            else count(model, length=recipe.length)
         )
         rows = _latencies(model, baseline, recipe, task)
     notes = report["notes"]
@@ -109,6 +109,7 @@ def measure_stage(
         "params": cost.params,
         "nonzero_params": cost.nonzero_params,
         "macs": cost.macs,
+        "macs_length": recipe.length,
         "encoder_params": cost.encoder_params,
         "encoder_macs": cost.encoder_macs,
         "size_bytes": folder_size(folder),
@@ -134,7 +135,7 @@ def timed_how(recipe: Recipe) -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "threads": recipe.threads,
-        **{f"measure.{name}": getattr(measure, name) for name in ("batch", "length", "seconds")},
+        **{f"measure.{name}": getattr(measure, name) for name in ("batch", "seconds")},
     }
 
 
@@ -144,16 +145,15 @@ def stage_seconds(folder: Path, stage: str) -> dict[str, float]:
     return {"total": round(sum(seconds.values()), 3), **seconds}
 
 
-def served_shape(measure: MeasureSpec, task: Task) -> dict[str, int | None]:
+def served_shape(recipe: Recipe) -> dict[str, int | None]:
     """`batch` and `length` of what is timed."""
-    is_text = task.modality == "text"
     return {
-        "batch": measure.batch or (1 if is_text else 128),
-        "length": (measure.length or task.spec.max_length) if is_text else None,
+        "batch": recipe.measure.batch or (1 if recipe.task.modality == "text" else 128),
+        "length": recipe.length,
     }
 
 
-def step_serving(recipe: Recipe, task: Task, context: Context) -> Serving:
+def step_serving(recipe: Recipe, context: Context) -> Serving:
     """What a target of latency speaks of: as the recipe says, or the precision that it comes to in the end."""
     measure = recipe.measure
     last = next((step for step in recipe.steps if step.technique == "quantize"), None)
@@ -165,13 +165,13 @@ def step_serving(recipe: Recipe, task: Task, context: Context) -> Serving:
         runtime=measure.runtime,
         precision=measure.precision or served,
         threads=recipe.threads,
-        **served_shape(measure, task),
+        **served_shape(recipe),
     )
 
 
 def _latencies(model: Any, baseline: Path | None, recipe: Recipe, task: Task) -> list[dict]:
     dense = None if baseline is None else load_stage(baseline, task)[0]
-    shape = served_shape(recipe.measure, task)
+    shape = served_shape(recipe)
     return latency_rows(
         model,
         dense,

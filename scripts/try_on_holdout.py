@@ -62,9 +62,9 @@ def main() -> None:
                 training={**recipe.training, **step.training},
                 seed=recipe.seed,
                 output_dir=Path(folder),
-                length=recipe.measure.length,
+                length=recipe.length,
             )
-            context.serving = step_serving(recipe, task, context)
+            context.serving = step_serving(recipe, context)
             if baseline_cost is None:
                 context.set_baseline_cost(context.cost(dense))
                 baseline_cost = context.baseline_cost

@@ -257,6 +257,22 @@ def test_the_identity_is_what_determines_the_result(change, same):
     assert (load_recipe(BASE, [change]).identity() == load_recipe(BASE).identity()) is same
 
 
+@pytest.mark.parametrize(
+    ("change", "length"),
+    [
+        ("measure.length=64", 64),
+        ("measure.length=32", 32),
+        ("task.max_length=32", 32),
+        ("measure.batch=1", 64),
+    ],
+)
+def test_the_length_of_what_is_measured_determines_the_result(change, length):
+    texts = recipe(task={"name": "glue", "subset": "sst2", "max_length": 64})
+    first, other = load_recipe(texts), load_recipe(texts, [change])
+    assert (first.length, other.length, load_recipe(BASE).length) == (64, length, None)
+    assert (other.identity() == first.identity()) is (length == 64)
+
+
 def test_where_the_same_data_lie_does_not_matter():
     here, there = (load_recipe(BASE, [f"task.data_dir={place}"]).identity() for place in ("/here", "/there"))
     assert here == there == load_recipe(BASE, ["task.data_dir=null"]).identity()

@@ -194,7 +194,19 @@ def test_training_free_pruning_and_recovery(tmp_path, text_root, options):
     assert stage["encoder_macs"] <= 0.6 * dense["encoder_macs"]
     assert len(stage["epochs"]) == 2 and stage["seconds"]["train"] > 0 < stage["seconds"]["surgery"]
     model = AutoModelForSequenceClassification.from_pretrained(finished.output_dir / "stages" / "01_prune")
-    assert count(model).encoder_macs == stage["encoder_macs"]
+    assert count(model, length=16).encoder_macs == stage["encoder_macs"]
+
+
+def test_macs_and_latency_are_of_one_length(tmp_path, text_root):
+    recipe = text_recipe(tmp_path / "run", text_root, [PRUNE])
+    stages = run(recipe).results["stages"]
+    assert [stage["macs_length"] for stage in stages] == [16, 16]
+    assert {row["length"] for stage in stages for row in stage["latency"] if "p50" in row} == {16}
+    for stage in stages:
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "stages" / stage["name"])
+        assert count(model, length=16).macs == stage["macs"]
+    with pytest.raises(CompressionError, match="another recipe"):
+        run({**recipe, "measure": {**recipe["measure"], "length": 8}})
 
 
 def test_a_target_of_latency_speaks_of_the_int8_model_to_come(tmp_path, text_root, monkeypatch):

@@ -91,7 +91,7 @@ class Rehearsal:
         self.large = sum(parameter.numel() for parameter in self.current.parameters()) > LARGE
         if self.large:
             self.basis.append("surgery and conversion of so large a model are not tried, but counted by its size")
-        shape = served_shape(recipe.measure, self.task)
+        shape = served_shape(recipe)
         self.batches, self.length = sorted({1, shape["batch"]}), shape["length"]
         self.dense: nn.Module | None = None
         self._dense_calls: dict[tuple[str, str, int], float] = {}  # seconds by runtime, precision and batch
@@ -113,7 +113,7 @@ class Rehearsal:
             alone = self.dense is None
             if stage.name.endswith("_baseline"):
                 self.dense = copy.deepcopy(self.current)
-                self._dense_cost = count(self.dense, length=self.recipe.measure.length)
+                self._dense_cost = count(self.dense, length=self.length)
             timing = None
             if timed:
                 exported = stage.step is not None and stage.step.technique == "quantize"
@@ -184,9 +184,9 @@ class Rehearsal:
             target=step.target,
             training={**self.recipe.training, **step.training, **fields},
             seed=self.recipe.seed,
-            length=self.recipe.measure.length,
+            length=self.length,
         )
-        context.serving = step_serving(self.recipe, self.task, context)
+        context.serving = step_serving(self.recipe, context)
         return context
 
     def _surgery(self, stage: PlannedStage) -> tuple[float, float]:

@@ -78,6 +78,11 @@ class TaskSpec:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise RecipeError(f"task.{name}: got {value!r}; give a whole number of at least 1.")
 
+    @property
+    def modality(self) -> str:
+        """What its examples are: "image" or "text"."""
+        return "image" if self.name == "cifar10" else "text"
+
 
 @dataclass
 class TaskData:
@@ -222,7 +227,7 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
         return Task(
             spec=spec,
             name="cifar10",
-            modality="image",
+            modality=spec.modality,
             problem_type="single_label_classification",
             label_names=list(cifar10.LABELS),
             main_metric="accuracy",
@@ -240,7 +245,7 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
     return Task(
         spec=spec,
         name=f"glue/{subset.name}",
-        modality="text",
+        modality=spec.modality,
         problem_type="single_label_classification" if subset.labels else "regression",
         label_names=list(subset.labels) or ["score"],
         main_metric=subset.main_metric,

@@ -113,6 +113,14 @@ class Runner:
                     f"{self.output_dir}: another process runs in this folder; wait for it."
                 ) from None
             self._claim()
+        try:
+            return self._go_through()
+        except Exception as error:
+            self.journal.copy = None
+            self._journal_failure("run", error)
+            raise
+
+    def _go_through(self) -> Run:
         self.state.wait_for_everyone()
         self.task = load_task(self.recipe.task, seed=self.recipe.seed)
         for index, stage in enumerate(self.stages):
@@ -248,13 +256,23 @@ class Runner:
         )
         context.serving = step_serving(self.recipe, context)
         self.journal.append(operation="surgery", stage=stage.name, status="started")
-        with Clock() as clock:
-            report = apply_method(
-                model, step.technique, step.method, step.options, context, distill=step.distill, recover=recover
-            )
+        clock = Clock()
+        try:
+            with clock:
+                report = apply_method(
+                    model, step.technique, step.method, step.options, context, distill=step.distill, recover=recover
+                )
+        except Exception as error:
+            self._journal_failure("surgery", error, stage=stage.name, **clock.read())
+            raise
         # training and calibration have clocks and lines of their own; what is left of the step is the surgery
         self.journal.append(operation="surgery", stage=stage.name, status="done", **clock.read())
         return report
+
+    def _journal_failure(self, operation: str, error: Exception, **facts) -> None:
+        with suppress(OSError):  # on a full disk: must not hide why it failed
+            notes = {"error": f"{type(error).__name__}: {error}"}
+            self.journal.append(operation=operation, status="failed", **facts, notes=notes)
 
     def _baseline(self):
         return load_stage(self._folder(self._baseline_index), self.task)[0]

@@ -13,9 +13,11 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 import hf_compress as hc
 from hf_compress.errors import CompressionError, RecipeError
+from hf_compress.journal import Journal
 from hf_compress.measurement import count, evaluate, has_fast_bf16
 from hf_compress.quantization import load_exported
 from hf_compress.recipe import load_recipe
+from hf_compress.report.timeline import read_timeline
 from hf_compress.runner import plan, resolved, run
 from hf_compress.training import build_arguments
 
@@ -267,6 +269,43 @@ def test_a_refused_run_leaves_nothing_half_written(tmp_path, changes, error, mes
     assert not (tmp_path / "run" / "results.json").exists()
     assert not list((tmp_path / "run" / "stages").glob("01_*"))
     assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+def test_the_journal_says_why_a_step_or_a_run_failed(tmp_path, monkeypatch):
+    beyond = {"prune": {"method": "magnitude", "target": {"macs": 0.0001}}}
+    recipe = image_recipe(tmp_path / "run", [beyond])
+    with pytest.raises(CompressionError, match="reach") as refused:
+        run(recipe)
+    ends = [e for e in Journal(tmp_path / "run" / "journal.jsonl").events() if e["status"] == "failed"]
+    assert [(event["operation"], event.get("stage")) for event in ends] == [("surgery", "01_prune"), ("run", None)]
+    assert all(event["notes"]["error"] == f"{refused.type.__name__}: {refused.value}" for event in ends)
+    assert ends[0]["wall_seconds"] >= 0
+    attempt = read_timeline(tmp_path / "run").attempts[-1]
+    assert attempt.status == "failed"
+    (failure,) = [operation for operation in attempt.operations if operation.status == "failed"]
+    assert (failure.name, failure.error) == ("surgery", ends[0]["notes"]["error"])
+
+    def stop(*unused, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_compress.runner.apply_method", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
+    assert [attempt.status for attempt in read_timeline(tmp_path / "run").attempts] == ["failed", "interrupted"]
+
+    monkeypatch.setattr("hf_compress.runner.load_task", lambda *unused, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(recipe)
+    attempt = read_timeline(tmp_path / "run").attempts[-1]
+    (failure,) = attempt.operations
+    assert (attempt.status, failure.name, failure.error) == ("failed", "run", "ZeroDivisionError: division by zero")
+
+    # a folder that is another recipe's gets no line
+    written = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    with pytest.raises(CompressionError, match="another recipe"):
+        run({**recipe, "seed": 7})
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == written
 
 
 def test_a_corrected_recipe_goes_on_with_the_stages_that_are_its_own(tmp_path):

@@ -20,7 +20,7 @@ class Operation:
         seconds (`float`): wall time of all of them.
         peak_bytes (`int`): the highest peak memory; 0 if the journal does not say.
         status (`str`): "done", "failed", "interrupted" (it never ended) or "shared" (another run's stage was taken).
-        error (`str`): why it failed.
+        error (`str`): why it failed; "" too if an operation inside it says so.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Attempt:
     Attributes:
         start (`str`), end (`str`): the times of its first and its last line.
         status (`str`): "done", "failed" or "interrupted".
+        operations (`list[Operation]`): "run" is one of them only if it failed for a reason that no other has.
     """
 
     start: str
@@ -100,10 +101,14 @@ def attempts(events: Iterable[dict]) -> list[Attempt]:
             found.append(Attempt(time))
         attempt = found[-1]
         attempt.end = time
-        if name == "run":
-            attempt.status = "done" if status == "done" else attempt.status
-        else:
+        if name != "run":
             _add(attempt, event, name, status, time)
+        elif status == "done":
+            attempt.status = "done"
+        elif status == "failed":
+            attempt.status = "done" if attempt.status == "done" else "failed"  # its results are there
+            if not _tells(attempt, _error(event)):
+                _add(attempt, event, name, status, time)
     for attempt in found:
         _close(attempt)
     return found
@@ -127,13 +132,23 @@ def _add(attempt: Attempt, event: dict, name: str, status: str | None, time: str
         operation.status = "shared"
     elif status == "failed":
         operation.status = "failed"
-        operation.error = str((event.get("notes") or {}).get("error", ""))
+        if not _tells(attempt, _error(event)):
+            operation.error = _error(event)
+
+
+def _error(event: dict) -> str:
+    return str((event.get("notes") or {}).get("error", ""))
+
+
+def _tells(attempt: Attempt, error: str) -> bool:
+    """Whether an operation has the error already, of those that it passes through the innermost."""
+    return any(operation.error == error for operation in attempt.operations)
 
 
 def _close(attempt: Attempt) -> None:
     for operation in attempt.operations:
         if operation.open > 0:
-            # an error ends what it passes through: only the innermost operation writes it down
+            # an error ends what it passes through, and not every operation writes it down
             broken = any(other.status == "failed" for other in attempt.operations)
             operation.status = "failed" if broken else "interrupted"
     if attempt.status != "done" and any(operation.status == "failed" for operation in attempt.operations):

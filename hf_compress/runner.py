@@ -339,10 +339,16 @@ def _origin(name: str) -> str:
     """The model that `name` goes back to, through the runs that made it one from another."""
     seen = set()
     with suppress(RecipeError):  # a file of that name which is somebody else's
-        while name not in seen and (recipe := Path(name).expanduser().parent / "recipe.yaml").is_file():
+        while name not in seen and _is_result(folder := Path(name).expanduser()):
             seen.add(name)
-            name = load_recipe(recipe).model.name_or_path
+            name = load_recipe(folder.parent / "recipe.yaml").model.name_or_path
     return name
+
+
+def _is_result(folder: Path) -> bool:
+    """Whether `folder` is the `model` of a finished run."""
+    files = (folder / "config.json", folder.parent / "recipe.yaml", folder.parent / "results.json")
+    return folder.name == "model" and all(file.is_file() for file in files)
 
 
 def _timed_otherwise(then: dict | None, now: dict) -> list[str]:

@@ -18,7 +18,7 @@ from hf_compress.measurement import count, evaluate, has_fast_bf16
 from hf_compress.quantization import load_exported
 from hf_compress.recipe import load_recipe
 from hf_compress.report.timeline import read_timeline
-from hf_compress.runner import plan, resolved, run
+from hf_compress.runner import _origin, plan, resolved, run
 from hf_compress.training import build_arguments
 
 
@@ -235,6 +235,21 @@ def test_a_target_of_latency_speaks_of_the_int8_model_to_come(tmp_path, text_roo
     stage = finished.results["stages"][1]
     assert stage["target"]["latency"] == 0.7 and stage["achieved"] <= 0.7 and not stage["warnings"]
     assert stage["epochs"] and [s["technique"] for s in finished.results["stages"]][-1] == "quantize"
+
+
+def test_only_the_runs_that_made_a_model_say_where_it_comes_from(tmp_path, monkeypatch):
+    made = image_recipe(tmp_path / "run", [PRUNE], model={"name_or_path": "org/first"})
+    for folder in (tmp_path, tmp_path / "run"):
+        (folder / "model").mkdir(parents=True)
+        (folder / "model" / "config.json").write_text("{}")
+        (folder / "recipe.yaml").write_text(json.dumps(made))
+    (tmp_path / "run" / "results.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    hc.load_methods()
+    assert _origin("run/model") == _origin(str(tmp_path / "run" / "model")) == "org/first"
+    # beside a recipe that has not made them
+    for name in ("bert-large-uncased", "model", str(tmp_path / "model"), "run/stages", "run", "absent/model"):
+        assert _origin(name) == name
 
 
 def test_distilling_into_another_student_has_the_teacher_as_baseline(tmp_path, text_root):

@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..locate import PACKAGE_ROOT
 from .reproduce import public_recipe
 from .runs import task_name
 from .tables import (
@@ -89,8 +90,10 @@ def card_data(results: dict) -> ModelCardData:
         for metric, value in last["metrics"].items()
     ]
     name = results.get("origin", results["recipe"]["model"]["name_or_path"])
-    # The Hub takes only ids of its own form as a base model; a local folder's name stays in the text of the card.
-    base_model = name if name.count("/") == 1 and not name.startswith((".", "/", "outputs")) else None
+    # The Hub takes only its own ids as a base model; the name of a local folder, or of a model of this package, stays
+    # in the text of the card.
+    is_local = name.startswith((".", "/", "outputs")) or (PACKAGE_ROOT / "models" / name).is_dir()
+    base_model = name if name.count("/") == 1 and not is_local else None
     return ModelCardData(
         library_name="hf_compress",
         pipeline_tag=PIPELINES[task["modality"]],

@@ -217,6 +217,8 @@ def test_a_local_base_model_is_no_metadata(results):
     assert ModelCard(model_card(results)).data.base_model is None
     results["origin"] = "org/model"  # that the runs before this one started from
     assert ModelCard(model_card(results)).data.base_model == "org/model"
+    results["origin"] = "hf_compress/resnet20_cifar10"  # of the package
+    assert ModelCard(model_card(results)).data.base_model is None
 
 
 def test_the_report_is_written_and_every_plot_is_a_picture(results, tmp_path):

@@ -107,6 +107,15 @@ class Step:
     training: dict[str, Any] = field(default_factory=dict)
     distill: Any = None
 
+    @property
+    def trains(self) -> bool:
+        return self.distill is not None or get_method(self.technique, self.method).trains
+
+    @property
+    def teacher(self) -> str | None:
+        """The name of the model that it learns from, "baseline" for the dense one."""
+        return getattr(self.options if self.technique == "distill" else self.distill, "teacher", None)
+
     def to_dict(self) -> dict:
         body: dict[str, Any] = {METHOD_KEYS.get(self.technique, "method"): self.method, **asdict(self.options)}
         if self.target:
@@ -178,6 +187,11 @@ class Recipe:
         check_order(steps)
         arguments = {name: getattr(raw, name) for name in cls.__dataclass_fields__ if name != "steps"}
         recipe = cls(**arguments, steps=steps)
+        if recipe.measure.length is not None and recipe.length is None:
+            raise RecipeError(
+                f"measure.length: got {recipe.measure.length}, and the images of {recipe.task.name} have no length in "
+                "tokens; leave it out, or give null."
+            )
         if recipe.hub.push and not _is_full_repo_id(recipe.hub.repo_id):
             raise RecipeError(
                 f"hub.repo_id: got {recipe.hub.repo_id!r}; to push, give user/name, "
@@ -334,8 +348,7 @@ def check_order(steps: Sequence[Step]) -> None:
                 f"put {step.technique} before factorize"
                 + (", or give one factorize step the final target." if step.technique == "factorize" else ".")
             )
-        teacher = getattr(step.options if step.technique == "distill" else step.distill, "teacher", None)
-        if teacher == "baseline" and not compressed and step.technique in ("distill", "finetune"):
+        if step.teacher == "baseline" and not compressed and step.technique in ("distill", "finetune"):
             raise RecipeError(
                 f"{path}{'' if step.technique == 'distill' else '.distill'}.teacher: 'baseline' is the dense model "
                 "just before the first compressing step, and here the student still is that model; name a teacher, "

@@ -30,6 +30,7 @@ from .journal import JOURNAL, Clock, Journal
 from .measurement import configure_threads, default_threads, environment
 from .models import load_model, load_teacher
 from .plan import PlannedStage, history, may_follow, plan, teacher_of
+from .preflight import check_trainings, find_teacher_of, teachers
 from .publish import edited_card, push_run
 from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
@@ -40,7 +41,7 @@ from .storage import NO_ROOM, explain_full_disk, read_json, whole_folder, write_
 from .store import StageStore, stage_key
 from .structure import track
 from .tasks import Task, load_task
-from .training import Context, StepReport, apply_method, check_training, choose_bf16
+from .training import Context, StepReport, apply_method, choose_bf16
 
 
 logger = logging.getLogger(__name__)
@@ -101,9 +102,11 @@ class Runner:
             self._lock.release()  # a notebook keeps an error and with it this runner, and may run the recipe again
 
     def _run(self) -> Run:
-        check_training(self.recipe.training)
-        for index, step in enumerate(self.recipe.steps):
-            check_training(step.training, f"steps.{index}.{step.technique}.training")
+        check_trainings(self.recipe)
+        waiting = [stage.step for index, stage in enumerate(self.stages) if not self._is_made(index)]
+        for path, step in teachers(self.recipe):
+            if any(step is one for one in waiting):
+                find_teacher_of(step, path, self.output_dir)
         if self.state.is_main_process:
             _make_folder(self.output_dir)
             try:
@@ -153,6 +156,11 @@ class Runner:
 
     def _folder(self, index: int) -> Path:
         return self.output_dir / "stages" / self.stages[index].name
+
+    def _is_made(self, index: int) -> bool:
+        if self._folder(index).is_dir():
+            return True
+        return self.store is not None and self.store.has(stage_key(history(self.recipe, self.stages, index)))
 
     @property
     def _baseline_index(self) -> int:

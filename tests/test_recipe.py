@@ -112,6 +112,7 @@ INT8 = {"quantize": {"scheme": "static_int8"}}
         (recipe(hub={"push": True, "repo_id": "small"}), r"hub\.repo_id: got 'small'; to push, give user/name"),
         (recipe(hub={"push": True, "repo_id": "me/my model"}), r"hub\.repo_id: got 'me/my model'"),
         (recipe(measure={"batch": 0}), r"measure\.batch"),
+        (recipe(measure={"length": 8}), r"measure\.length: got 8, and the images of cifar10 have no length"),
     ],
 )
 def test_what_cannot_work_is_refused_by_its_path(value, message):

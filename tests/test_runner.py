@@ -350,6 +350,38 @@ def test_latencies_of_an_earlier_run_say_how_they_were_measured(tmp_path):
     assert [stage["latency"] for stage in again["stages"]] == [stage["latency"] for stage in first["stages"]]
 
 
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"finetune": {"training": {"optim": "sgdd"}}}, r"^steps\.1\.finetune\.training: .*sgdd"),
+        ({"distill": {"training": {"lr_scheduler_type": "cosin"}}}, r"^steps\.1\.distill\.training: .*cosin"),
+        ({"distill": {"training": {"fp16": True, "bf16": True}}}, r"^steps\.1\.distill\.training: .*fp16 and bf16"),
+        ({"distill": {"teacher": "outputs/no/model"}}, r"^steps\.1\.distill\.teacher: .*'outputs/no/model' was not"),
+        (
+            {"prune": {**PRUNE["prune"], "distill": {"teacher": "/nowhere"}}},
+            r"^steps\.1\.prune\.distill\.teacher: .*'/nowhere' was not found",
+        ),
+    ],
+)
+def test_what_a_later_step_lacks_is_found_at_once(tmp_path, step, message):
+    with pytest.raises(CompressionError, match=message):
+        run(image_recipe(tmp_path / "run", [PRUNE, step]))
+    with pytest.raises(RecipeError, match=r"^training: .*sgdd"):
+        run(image_recipe(tmp_path / "run", [PRUNE, {"finetune": {}}], training={"optim": "sgdd"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_is_not_there_yet_or_no_longer_needed_is_not_looked_for(tmp_path):
+    task = {"name": "cifar10", "data_dir": "/no/data"}
+    own = str(tmp_path / "own" / "stages" / "00_baseline")
+    with pytest.raises(CompressionError, match="/no/data"):
+        run(image_recipe(tmp_path / "own", [PRUNE, {"distill": {"teacher": own}}], task=task))
+    for stage in ("00_baseline", "01_prune", "02_distill"):
+        (tmp_path / "done" / "stages" / stage).mkdir(parents=True)
+    with pytest.raises(CompressionError, match="/no/data"):
+        run(image_recipe(tmp_path / "done", [PRUNE, {"distill": {"teacher": "/nowhere"}}], task=task))
+
+
 def test_a_teacher_that_has_learned_nothing_is_refused(tmp_path):
     recipe = image_recipe(tmp_path / "run", [{"distill": {"teacher": "resnet56_cifar"}}])
     with pytest.raises(CompressionError, match="'resnet56_cifar' is an architecture without trained weights"):

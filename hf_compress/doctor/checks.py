@@ -24,12 +24,12 @@ from ..models import find_model, find_teacher
 from ..models.checkpoint import WEIGHTS, check_weights
 from ..models.known_configs import known_config
 from ..plan import history, may_follow, plan
+from ..preflight import check_trainings, teachers
 from ..recipe import Recipe, load_recipe
 from ..registry import get_method
 from ..storage import read_json
 from ..store import stage_key
 from ..tasks import load_task
-from ..training import check_training
 
 
 PACKAGE = "hf_compress"
@@ -92,9 +92,7 @@ def findings(recipes: Iterable[Recipe], store: Path | None = None) -> list[Findi
     """
     recipes = list(recipes)
     for recipe in recipes:
-        check_training(recipe.training)
-        for index, step in enumerate(recipe.steps):
-            check_training(step.training, f"steps.{index}.{step.technique}.training")
+        check_trainings(recipe)
     return list(dict.fromkeys(finding for recipe in recipes for finding in _findings(recipe, store)))
 
 
@@ -106,7 +104,7 @@ def _findings(recipe: Recipe, store: Path | None) -> Iterator[Finding]:
     yield _data(recipe)
     spec, by_token = recipe.model, recipe.task.name == "glue"
     yield _model("model", spec.name_or_path, spec.from_config, spec.revision, by_token)
-    for name in dict.fromkeys(_teachers(recipe)):
+    for name in dict.fromkeys(step.teacher for _, step in teachers(recipe)):
         yield _model("teacher", name, False, None, by_token)
     yield _output(recipe, store)
     if recipe.hub.push:
@@ -289,14 +287,6 @@ def _model(what: str, name: str, from_config: bool, revision: str | None, needs_
     files = ("config.json",) if from_config else WEIGHTS
     cached = any(isinstance(try_to_load_from_cache(where, file, revision=revision), str) for file in files)
     return _on_the_hub("model", label, where, "models", revision, cached)
-
-
-def _teachers(recipe: Recipe) -> Iterator[str]:
-    for step in recipe.steps:
-        options = step.options if step.technique == "distill" else step.distill
-        teacher = getattr(options, "teacher", None)
-        if teacher and teacher != "baseline":
-            yield teacher
 
 
 def _output(recipe: Recipe, store: Path | None) -> Finding:

@@ -167,13 +167,10 @@ class Rehearsal:
             return 0.0, *(self._export_seconds(stage.step) if timed else (0.0, 0.0)), copies
         surgery, calibrate = self._surgery(stage)
         train, more_bytes = 0.0, copies if self.large and surgery else 0
-        if timed and self._trains(stage.step):
+        if timed and stage.step.trains:
             train, lacking = self._training(stage.step)
             more_bytes = max(more_bytes, lacking)
         return train, surgery, calibrate, more_bytes
-
-    def _trains(self, step: Step) -> bool:
-        return step.distill is not None or get_method(step.technique, step.method).trains
 
     def _context(self, step: Step, **fields) -> Context:
         context = Context(

@@ -86,7 +86,9 @@ def default_training(model: nn.Module) -> dict[str, Any]:
     return dict(CONVOLUTIONAL if convolutional else TRANSFORMER)
 
 
-def build_arguments(values: dict[str, Any], output_dir: str | os.PathLike, seed: int) -> TrainingArguments:
+def build_arguments(
+    values: dict[str, Any], output_dir: str | os.PathLike, seed: int, path: str = "training"
+) -> TrainingArguments:
     """`TrainingArguments` of a training block.
 
     Without an accelerator the CPU is used; bf16 autocast is the default where the CPU computes in it (AMX or
@@ -96,11 +98,12 @@ def build_arguments(values: dict[str, Any], output_dir: str | os.PathLike, seed:
         values (`dict`): fields of `TrainingArguments`, usually [`default_training`] updated with a recipe's blocks.
         output_dir (`str` or `os.PathLike`): where the checkpoints go.
         seed (`int`): of the order of the examples, augmentation and dropout.
+        path (`str`, *optional*, defaults to `"training"`): of the block in a recipe, for messages.
 
     Raises:
         `RecipeError`: names an unknown field with the nearest known one, or a value of the wrong type or range.
     """
-    check_training(values)
+    check_training(values, path)
     threads = torch.get_num_threads()
     settings = {**COMMON, **choose_bf16(values)}
     settings.setdefault("use_cpu", not torch.accelerator.is_available())
@@ -108,7 +111,7 @@ def build_arguments(values: dict[str, Any], output_dir: str | os.PathLike, seed:
     try:
         arguments = TrainingArguments(output_dir=str(Path(output_dir)), seed=seed, data_seed=seed, **settings)
     except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"training: {error}") from error
+        raise RecipeError(f"{path}: {error}") from error
     # setting up several CPU processes may give each of them other threads than the run has chosen
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)

@@ -41,17 +41,17 @@ def test_all_criteria_are_here():
 @pytest.mark.parametrize(
     ("method", "case"), [(method, case) for method in CRITERIA for case in MODELS if can_prune(method, case)]
 )
-@pytest.mark.parametrize("repair", [False, True])
-def test_target_is_met_and_the_model_comes_back(method, case, repair, tmp_path):
+def test_target_is_met_and_the_model_comes_back(method, case, tmp_path):
+    """In two steps and with a repair."""
     model = cases.make(case)
     dense = count(model)
-    options = {"min_channels": 2, "steps": 2, "samples": 8, "repair": repair}
+    options = {"min_channels": 2, "steps": 2, "samples": 8, "repair": True}
     report = prune(model, method=method, target={"macs": 0.7}, **cases.examples_for(model), **options)
     assert 0.66 <= report.achieved <= 0.7 and report.achieved == pytest.approx(count(model).macs / dense.macs)
     again = cases.reload(model, tmp_path)
     assert torch.equal(cases.output_of(again), cases.output_of(model))
     assert describe(again) == describe(model) != {}
-    assert bool(report.notes.get("repair")) is repair
+    assert report.notes["repair"]
 
 
 @pytest.mark.parametrize("scope", ["local", "isomorphic"])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import CompressionError
+from ..journal import JOURNAL, Journal
 from ..storage import read_json
 
 
@@ -72,10 +73,14 @@ def _reason(folder: Path, row: dict[str, str]) -> str:
 
 
 def _error(folder: Path) -> str:
-    """What a study keeps of the error that ended a run."""
+    """What ended a run: what its study keeps, or else its own journal."""
     path = folder / "error.json"
     if not path.is_file():
-        return ""
+        journal = folder / JOURNAL
+        attempts = Journal(journal).events("run") if journal.is_file() else []
+        if not attempts or attempts[-1].get("status") != "failed":
+            return ""
+        return str(attempts[-1].get("notes", {}).get("error", ""))
     try:
         value = read_json(path)
     except CompressionError:

@@ -4,6 +4,7 @@ import pytest
 from many_runs import PRUNE, write_journal, write_run, write_study
 
 from hf_compress.cli import main
+from hf_compress.journal import Journal
 from hf_compress.report.document import experiment_document
 from hf_compress.report.runs import read_runs
 
@@ -65,6 +66,8 @@ def test_a_run_without_results_has_its_timeline(tmp_path):
     text = document(tmp_path)
     assert "### b\n" in section(text, 4) and "b: the run is not finished" in section(text, 8)
     assert str(tmp_path) not in text
+    Journal(unfinished / "journal.jsonl").append(operation="run", status="failed", notes={"error": "E: out of reach"})
+    assert "b: the run failed: E: out of reach" in section(document(tmp_path), 8)
 
 
 def test_the_journal_is_shown_with_what_people_did(study, capsys):

@@ -23,13 +23,14 @@ from .report import model_card
 from .report.card import NO_ADDRESS
 from .report.runs import comparison_table, read_runs, rows
 from .results import load_results
-from .storage import read_json
+from .storage import read_json, write_text
 
 
 logger = logging.getLogger(__name__)
 
 RECORDS = ("recipe.yaml", "results.json", "results.md", "environment.json", JOURNAL)
 SEEDS = ("0", "all")
+CARD_DIGEST = ".card"  # in the folder of a run: the SHA-256 of the card as it was written
 MAX_REPO_ID, MAX_TITLE = 96, 60  # characters that the Hub allows
 _FAILURES = (CompressionError, OSError, httpx.HTTPError, HFValidationError)
 
@@ -147,18 +148,27 @@ def push_study(study_dir: str | Path, repo_id: str, *, private: bool = False, se
 
 
 def edited_card(run_dir: Path, repo_id: str | None) -> str | None:
-    """The card in the folder of a finished run, for the repository `repo_id`, if its owner has changed it."""
+    """The card in the folder of a finished run, for the repository `repo_id`, if its owner has changed it since
+    [`remember_card`]."""
     path = run_dir / "model" / "README.md"
     try:
-        results = load_results(run_dir)
+        written_for = _written_for(load_results(run_dir))
         card = path.read_text(encoding="utf-8")
+        if _digest(card) == (run_dir / CARD_DIGEST).read_text():
+            return None
     except (CompressionError, FileNotFoundError):
-        return None
-    written_for = _written_for(results)
-    if card == model_card(results, written_for):
         return None
     logger.info("%s is kept, for it is not the one that was written; delete it for a new one.", path)
     return card.replace(f'"{written_for}"', f'"{repo_id or NO_ADDRESS}"')
+
+
+def remember_card(run_dir: Path) -> None:
+    """Keep of the card, as it was written, what tells it from one that its owner has changed."""
+    write_text(run_dir / CARD_DIGEST, _digest((run_dir / "model" / "README.md").read_text(encoding="utf-8")))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _written_for(results: dict) -> str:

@@ -192,7 +192,7 @@ class Recipe:
                 f"measure.length: got {recipe.measure.length}, and the images of {recipe.task.name} have no length in "
                 "tokens; leave it out, or give null."
             )
-        if recipe.hub.push and not _is_full_repo_id(recipe.hub.repo_id):
+        if recipe.hub.push and not _is_repo_id(recipe.hub.repo_id):
             raise RecipeError(
                 f"hub.repo_id: got {recipe.hub.repo_id!r}; to push, give user/name, "
                 "of letters, digits, '.', '_' and '-'."
@@ -358,10 +358,10 @@ def check_order(steps: Sequence[Step]) -> None:
         factorized |= step.technique == "factorize"
 
 
-def _is_full_repo_id(name: str | None) -> bool:
-    """Whether `name` is `user/name`, as the Hub allows it."""
+def _is_repo_id(name: str | None) -> bool:
+    """Whether the Hub allows `name`: `user/name`, or the name of a repository of one's own."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return name is not None and "/" in name
+    return name is not None

@@ -31,7 +31,7 @@ from .measurement import configure_threads, default_threads, environment
 from .models import load_model, load_teacher
 from .plan import PlannedStage, history, may_follow, plan, teacher_of
 from .preflight import check_trainings, find_teacher_of, teachers
-from .publish import edited_card, push_run
+from .publish import edited_card, push_run, remember_card
 from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
 from .report import print_stages, write_report
@@ -146,8 +146,8 @@ class Runner:
             if other.identity() != self.recipe.identity():
                 if not may_follow(self.recipe, other, self.output_dir):
                     raise CompressionError(
-                        f"{self.output_dir} holds a run of another recipe (task, model, training, steps, seed or "
-                        f"measure differ from {path}); give another output_dir, or remove the folder."
+                        f"{self.output_dir} holds a run of another recipe (task, model, training, steps, seed, "
+                        f"threads or measure differ from {path}); give another output_dir, or remove the folder."
                     )
                 shutil.rmtree(self.output_dir / "stages" / ".work", ignore_errors=True)
         write_text(path, self.recipe.to_yaml())
@@ -158,9 +158,12 @@ class Runner:
         return self.output_dir / "stages" / self.stages[index].name
 
     def _is_made(self, index: int) -> bool:
-        if self._folder(index).is_dir():
-            return True
-        return self.store is not None and self.store.has(stage_key(history(self.recipe, self.stages, index)))
+        """Whether the stage's model is there, be it measured or not."""
+        folders = [self._folder(index), self.output_dir / "stages" / ".work" / self.stages[index].name / "model"]
+        if self.store is not None:
+            key = stage_key(history(self.recipe, self.stages, index))
+            folders += [self.store.folder(key), self.store.work(key) / "model"]
+        return any(folder.is_dir() for folder in folders)
 
     @property
     def _baseline_index(self) -> int:
@@ -333,7 +336,11 @@ class Runner:
         save_results(results, self.output_dir / "results.json")
         with whole_folder(self.output_dir / "model") as aside:
             copy_model(self._folder(len(self.stages) - 1), aside)
+            if card is not None:
+                write_text(aside / "README.md", card)
         write_report(results, self.output_dir, self.recipe.hub.repo_id, card)
+        if card is None:
+            remember_card(self.output_dir)
         self.journal.append(operation="run", status="done")
         print_stages(results)
         if self.recipe.hub.push:

@@ -109,8 +109,10 @@ INT8 = {"quantize": {"scheme": "static_int8"}}
         (recipe(model={}), r"recipe\.model\.name_or_path: this key is required"),
         (recipe(name="../x"), r"recipe\.name"),
         (recipe(hub={"push": True}), r"hub\.repo_id: got None"),
-        (recipe(hub={"push": True, "repo_id": "small"}), r"hub\.repo_id: got 'small'; to push, give user/name"),
-        (recipe(hub={"push": True, "repo_id": "me/my model"}), r"hub\.repo_id: got 'me/my model'"),
+        (
+            recipe(hub={"push": True, "repo_id": "me/my model"}),
+            r"hub\.repo_id: got 'me/my model'; to push, give user/name",
+        ),
         (recipe(measure={"batch": 0}), r"measure\.batch"),
         (recipe(measure={"length": 8}), r"measure\.length: got 8, and the images of cifar10 have no length"),
     ],

@@ -161,7 +161,7 @@ def test_the_code_of_the_card_gives_the_model_that_was_evaluated(tmp_path):
         assert logits.tolist() == pytest.approx(recorded, abs=1e-5)
 
 
-def test_what_its_owner_has_written_into_the_card_outlives_another_run(tmp_path):
+def test_what_its_owner_has_written_into_the_card_outlives_another_run(tmp_path, monkeypatch):
     recipe = image_recipe(tmp_path / "run", [SVD])
     card = run(recipe).output_dir / "model" / "README.md"
     written = card.read_text()
@@ -169,7 +169,25 @@ def test_what_its_owner_has_written_into_the_card_outlives_another_run(tmp_path)
     assert card.read_text() == written.replace('"path/to/model"', '"me/small"') != written
     card.write_text(card.read_text() + "\nFor the night shift.\n")
     run({**recipe, "hub": {"repo_id": "me/other"}})
-    assert card.read_text() == written.replace('"path/to/model"', '"me/other"') + "\nFor the night shift.\n"
+    changed = written.replace('"path/to/model"', '"me/other"') + "\nFor the night shift.\n"
+    assert card.read_text() == changed
+    with monkeypatch.context() as broken:  # after the model has been put anew
+        broken.setattr("hf_compress.runner.write_report", lambda *arguments: pytest.fail("killed"))
+        with pytest.raises(BaseException, match="killed"):
+            run({**recipe, "hub": {"repo_id": "me/other"}})
+    assert card.read_text() == changed
+    run({**recipe, "hub": {"repo_id": "me/other"}})
+    assert card.read_text() == changed
+
+
+def test_a_card_of_an_earlier_template_is_written_anew(tmp_path, monkeypatch):
+    recipe = image_recipe(tmp_path / "run", [SVD])
+    with monkeypatch.context() as earlier:
+        earlier.setattr("hf_compress.report.model_card", lambda *arguments: "as cards once were")
+        card = run(recipe).output_dir / "model" / "README.md"
+    assert card.read_text() == "as cards once were"
+    run(recipe)
+    assert card.read_text().startswith("---")
 
 
 def test_a_text_recipe_with_recovery_after_the_surgery(tmp_path, text_root):

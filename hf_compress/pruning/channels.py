@@ -277,7 +277,7 @@ def refresh_timm(model: nn.Module) -> None:
     for info in infos:
         if info.get("module") in modules:
             handles.append(modules[info["module"]].register_forward_hook(_width_reader(info)))
-    image = torch.zeros(1, *image_size(model)).to(model.device)
+    image = torch.zeros(1, *image_size(model), device=model.device, dtype=model.dtype)
     try:
         with evaluating(model):
             features = network.forward_features(image)

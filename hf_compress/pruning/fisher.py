@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..registry import Batch
 
 SCORES = ("reconstruction", "masks")
-MOMENT_BYTES = 2**29  # second moments that are held at once, and the most of one group
+MOMENT_BYTES = 2**29  # second moments that are held at once, and the most of one layer
 ATTEMPTS = 6  # to meet a target of latency
 MARGIN = 0.98  # of the budget, after an attempt that came out too slow or needlessly fast
 NEAR = 0.96  # of the budget, from which on an attempt is fast enough and not needlessly so
@@ -194,9 +194,9 @@ def _orders(
     by_masks: dict[str, str] = {}
     for part in _parts(model, groups):
         means = None
-        too_large = _moment_bytes(model, part[0]) > MOMENT_BYTES  # then it is alone
+        too_large = max(_moment_bytes(model, part[0])) > MOMENT_BYTES  # then it is alone
         if too_large and options.score != "masks":
-            by_masks[part[0].name] = f"the second moments of what its readers read take over {MOMENT_BYTES:,} bytes"
+            by_masks[part[0].name] = f"the second moments of what a reader reads take over {MOMENT_BYTES:,} bytes"
         if too_large or options.score == "masks":
             orders |= {g.name: eliminate_masked(found.units[g.name], found.between.get(g.name)) for g in part}
         else:
@@ -238,7 +238,7 @@ def _parts(model: nn.Module, groups: Sequence[UnitGroup]) -> Iterator[list[UnitG
     """The groups, as many at a time as there is room for the second moments of their readers."""
     part, size = [], 0
     for group in groups:
-        more = _moment_bytes(model, group)
+        more = sum(_moment_bytes(model, group))
         if part and size + more > MOMENT_BYTES:
             yield part
             part, size = [], 0
@@ -248,9 +248,9 @@ def _parts(model: nn.Module, groups: Sequence[UnitGroup]) -> Iterator[list[UnitG
         yield part
 
 
-def _moment_bytes(model: nn.Module, group: UnitGroup) -> int:
-    """What the second moments of all that read the group take."""
-    return sum(4 * model.get_submodule(part.module).weight[0].numel() ** 2 for part in group.consumers)
+def _moment_bytes(model: nn.Module, group: UnitGroup) -> list[int]:
+    """What the second moments of each layer that reads the group take."""
+    return [4 * model.get_submodule(part.module).weight[0].numel() ** 2 for part in group.consumers]
 
 
 def _reader(model: nn.Module, part: Slice, moments: Moments, outputs: Tensor) -> Reader:

@@ -101,7 +101,7 @@ def test_a_unit_scores_what_its_readers_lose_without_it(case, monkeypatch):
         tried = order.units[group.size // 8 :: group.size // 4].tolist()
         others = [lost(model, group, [unit], rows, worth) for unit in tried]
         assert alone <= min(others) * (1 + exact)
-    monkeypatch.setattr(fisher, "MOMENT_BYTES", max(fisher._moment_bytes(model, group) for group in groups))
+    monkeypatch.setattr(fisher, "MOMENT_BYTES", max(sum(fisher._moment_bytes(model, group)) for group in groups))
     assert len(list(fisher._parts(model, groups))) > 1
     again = fisher._orders(model, groups, options, context, True)
     for name, order in orders.items():
@@ -113,7 +113,7 @@ def test_a_unit_scores_what_its_readers_lose_without_it(case, monkeypatch):
 def test_units_whose_readers_read_too_much_are_scored_by_masks(monkeypatch):
     model = cases.make("bert")
     groups = find_units(model).groups
-    monkeypatch.setattr(fisher, "MOMENT_BYTES", max(fisher._moment_bytes(model, group) for group in groups) - 1)
+    monkeypatch.setattr(fisher, "MOMENT_BYTES", max(max(fisher._moment_bytes(model, group)) for group in groups) - 1)
     context = Context(**cases.examples_for(model, EXAMPLES))
     orders = fisher._orders(model, groups, FisherOptions(score_samples=EXAMPLES, probes=()), context, True)
     found = sensitivity(model, groups, context.calibration(EXAMPLES), context)

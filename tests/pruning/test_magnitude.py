@@ -202,6 +202,13 @@ def test_weights_in_half_precision_are_ranked_in_single(dtype):
         assert torch.equal(found[name], scores)
 
 
+def test_a_network_in_half_precision_is_pruned():
+    model = cases.make("option_a").bfloat16()
+    report = prune(model, target={"macs": 0.6})
+    assert report.achieved <= 0.6 and model.dtype == torch.bfloat16
+    assert torch.isfinite(cases.output_of(model)).all()
+
+
 @pytest.mark.parametrize(
     ("method", "extra"), [("magnitude", {}), ("depth", {"repair": False}), ("fisher", {"repair": False})]
 )

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 RECORDS = ("recipe.yaml", "results.json", "results.md", "environment.json", JOURNAL)
 SEEDS = ("0", "all")
-CARD_DIGEST = ".card"  # in the folder of a run: the SHA-256 of the card as it was written
+CARD_DIGESTS = ".cards"  # in the folder of a run: the SHA-256 of every card that was written there
 MAX_REPO_ID, MAX_TITLE = 96, 60  # characters that the Hub allows
 _FAILURES = (CompressionError, OSError, httpx.HTTPError, HFValidationError)
 
@@ -154,7 +154,7 @@ def edited_card(run_dir: Path, repo_id: str | None) -> str | None:
     try:
         written_for = _written_for(load_results(run_dir))
         card = path.read_text(encoding="utf-8")
-        if _digest(card) == (run_dir / CARD_DIGEST).read_text():
+        if _digest(card) in (run_dir / CARD_DIGESTS).read_text():
             return None
     except (CompressionError, FileNotFoundError):
         return None
@@ -162,9 +162,12 @@ def edited_card(run_dir: Path, repo_id: str | None) -> str | None:
     return card.replace(f'"{written_for}"', f'"{repo_id or NO_ADDRESS}"')
 
 
-def remember_card(run_dir: Path) -> None:
-    """Keep of the card, as it was written, what tells it from one that its owner has changed."""
-    write_text(run_dir / CARD_DIGEST, _digest((run_dir / "model" / "README.md").read_text(encoding="utf-8")))
+def remember_card(run_dir: Path, card: str) -> None:
+    """Keep of a card that is about to be written what tells it from one that its owner has changed."""
+    path = run_dir / CARD_DIGESTS
+    known = path.read_text() if path.exists() else ""
+    if _digest(card) not in known:
+        write_text(path, f"{known}{_digest(card)}\n")
 
 
 def _digest(text: str) -> str:

@@ -29,18 +29,19 @@ from .errors import CompressionError, RecipeError
 from .journal import JOURNAL, Clock, Journal
 from .measurement import configure_threads, default_threads, environment
 from .models import load_model, load_teacher
+from .outcome import assemble
 from .plan import PlannedStage, history, may_follow, plan, teacher_of
 from .preflight import check_trainings, find_teacher_of, teachers
 from .publish import edited_card, push_run, remember_card
 from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
-from .report import print_stages, write_report
-from .results import new_results, save_results
-from .stages import copy_model, load_stage, measure_stage, save_stage, stage_seconds, step_serving, timed_how
+from .report import model_card, print_stages, write_report
+from .results import save_results
+from .stages import copy_model, load_stage, measure_stage, save_stage, step_serving
 from .storage import NO_ROOM, explain_full_disk, read_json, whole_folder, write_json, write_text
 from .store import StageStore, stage_key
 from .structure import track
-from .tasks import Task, load_task
+from .tasks import load_task
 from .training import Context, StepReport, apply_method, choose_bf16
 
 
@@ -320,27 +321,18 @@ class Runner:
         )
 
     def _finish(self) -> dict:
-        """Assemble `results.json` from the stages, write the reports and the `model` folder, and push if asked."""
-        results = new_results(
-            self.recipe.to_dict(), read_json(self.output_dir / "environment.json"), task_facts(self.task)
-        )
-        results["origin"] = _origin(self.recipe.model.name_or_path)
-        for index, stage in enumerate(self.stages):
-            record = read_json(self._folder(index) / "measurement.json")
-            record.pop("cost")
-            record["warnings"] += _timed_otherwise(record.pop("timed", None), timed_how(self.recipe))
-            record["seconds"] = stage_seconds(self._folder(index), stage.name)
-            record["key"] = stage_key(history(self.recipe, self.stages, index))
-            results["stages"].append(record)
+        """Write `results.json`, the `model` folder and the reports, and push if asked."""
+        folders = [self._folder(index) for index in range(len(self.stages))]
+        results = assemble(self.recipe, self.stages, folders, self.output_dir, self.task)
         card = edited_card(self.output_dir, self.recipe.hub.repo_id)
         save_results(results, self.output_dir / "results.json")
-        with whole_folder(self.output_dir / "model") as aside:
-            copy_model(self._folder(len(self.stages) - 1), aside)
-            if card is not None:
-                write_text(aside / "README.md", card)
-        write_report(results, self.output_dir, self.recipe.hub.repo_id, card)
         if card is None:
-            remember_card(self.output_dir)
+            card = model_card(results, self.recipe.hub.repo_id)
+            remember_card(self.output_dir, card)
+        with whole_folder(self.output_dir / "model") as aside:
+            copy_model(folders[-1], aside)
+            write_text(aside / "README.md", card)
+        write_report(results, self.output_dir)
         self.journal.append(operation="run", status="done")
         print_stages(results)
         if self.recipe.hub.push:
@@ -348,42 +340,6 @@ class Runner:
                 address = push_run(self.output_dir, self.recipe.hub.repo_id, private=self.recipe.hub.private)
             logger.info("Pushed: %s", address)
         return results
-
-
-def _origin(name: str) -> str:
-    """The model that `name` goes back to, through the runs that made it one from another."""
-    seen = set()
-    with suppress(RecipeError):  # a file of that name which is somebody else's
-        while name not in seen and _is_result(folder := Path(name).expanduser()):
-            seen.add(name)
-            name = load_recipe(folder.parent / "recipe.yaml").model.name_or_path
-    return name
-
-
-def _is_result(folder: Path) -> bool:
-    """Whether `folder` is the `model` of a finished run."""
-    files = (folder / "config.json", folder.parent / "recipe.yaml", folder.parent / "results.json")
-    return folder.name == "model" and all(file.is_file() for file in files)
-
-
-def _timed_otherwise(then: dict | None, now: dict) -> list[str]:
-    """What to say of a stage whose latencies were measured in another way than the recipe, or the machine, now has."""
-    differences = [f"{key}: {then[key]}, not {now[key]}" for key in now if then and then.get(key) != now[key]]
-    if not differences:
-        return []
-    return [f"timed in an earlier run ({'; '.join(differences)}); give another output_dir to measure anew"]
-
-
-def task_facts(task: Task) -> dict:
-    """What tables and cards say of the task, JSON-plain."""
-    return {
-        "name": task.name,
-        "modality": task.modality,
-        "main_metric": task.main_metric,
-        "hub_dataset": task.hub_dataset,
-        "hub_config": task.hub_config,
-        "eval_split": task.eval_splits[0],
-    }
 
 
 def resolved(recipe: Recipe) -> Recipe:

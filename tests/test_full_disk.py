@@ -44,7 +44,7 @@ POINTS = {
     "results": (3, "hf_compress.runner.save_results", 0, "OSError"),
     "model": (3, "hf_compress.runner.copy_model", 8 * PAGE, "OSError"),
     "plots": (3, "hf_compress.report.plot_all", 0, "OSError"),
-    "card": (3, "hf_compress.report.model_card", 0, "OSError"),
+    "card": (3, "hf_compress.runner.model_card", 0, "OSError"),
 }
 
 

@@ -24,7 +24,7 @@ GROUPS = [
     {"training"},
     {"pruning", "lowrank", "distillation", "quantization"},
     {"report", "publish"},
-    {"preflight", "stages", "runner", "reload", "study_runner", "doctor"},
+    {"preflight", "stages", "outcome", "runner", "reload", "study_runner", "doctor"},
     {"cli"},
 ]
 RANKS = {name: rank for rank, group in enumerate(GROUPS) for name in group}

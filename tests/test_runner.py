@@ -15,10 +15,11 @@ import hf_compress as hc
 from hf_compress.errors import CompressionError, RecipeError
 from hf_compress.journal import Journal
 from hf_compress.measurement import count, evaluate, has_fast_bf16
+from hf_compress.outcome import origin
 from hf_compress.quantization import load_exported
 from hf_compress.recipe import load_recipe
 from hf_compress.report.timeline import read_timeline
-from hf_compress.runner import _origin, plan, resolved, run
+from hf_compress.runner import plan, resolved, run
 from hf_compress.training import build_arguments
 
 
@@ -183,7 +184,7 @@ def test_what_its_owner_has_written_into_the_card_outlives_another_run(tmp_path,
 def test_a_card_of_an_earlier_template_is_written_anew(tmp_path, monkeypatch):
     recipe = image_recipe(tmp_path / "run", [SVD])
     with monkeypatch.context() as earlier:
-        earlier.setattr("hf_compress.report.model_card", lambda *arguments: "as cards once were")
+        earlier.setattr("hf_compress.runner.model_card", lambda *arguments: "as cards once were")
         card = run(recipe).output_dir / "model" / "README.md"
     assert card.read_text() == "as cards once were"
     run(recipe)
@@ -264,10 +265,10 @@ def test_only_the_runs_that_made_a_model_say_where_it_comes_from(tmp_path, monke
     (tmp_path / "run" / "results.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     hc.load_methods()
-    assert _origin("run/model") == _origin(str(tmp_path / "run" / "model")) == "org/first"
+    assert origin("run/model") == origin(str(tmp_path / "run" / "model")) == "org/first"
     # beside a recipe that has not made them
     for name in ("bert-large-uncased", "model", str(tmp_path / "model"), "run/stages", "run", "absent/model"):
-        assert _origin(name) == name
+        assert origin(name) == name
 
 
 def test_distilling_into_another_student_has_the_teacher_as_baseline(tmp_path, text_root):

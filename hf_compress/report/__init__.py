@@ -14,9 +14,8 @@ from .tables import latency_table, left_alone, print_stages, seconds_table, stag
 __all__ = ["card_data", "latency_table", "model_card", "plot_all", "print_stages", "seconds_table", "stage_table"]
 
 
-def write_report(results: dict, run_dir: str | Path, repo_id: str | None = None, card: str | None = None) -> None:
-    """Write `results.md`, `plots/` and `model/README.md` (with its plots beside it) of a run folder: `card`, or that
-    which the results give."""
+def write_report(results: dict, run_dir: str | Path) -> None:
+    """Write `results.md`, `plots/` and, for the card that is there, `model/plots/` of a run folder."""
     run_dir = Path(run_dir)
     with whole_folder(run_dir / "plots") as aside:
         plots = plot_all(results, aside)
@@ -27,6 +26,5 @@ def write_report(results: dict, run_dir: str | Path, repo_id: str | None = None,
     text += [f"- {line}\n" for line in left_alone(results)]
     text += [f"![{path.stem}](plots/{path.name})\n" for path in plots]
     write_text(run_dir / "results.md", "\n".join(text))
-    write_text(run_dir / "model" / "README.md", card or model_card(results, repo_id))
     with whole_folder(run_dir / "model" / "plots") as aside:
         shutil.copytree(run_dir / "plots", aside, dirs_exist_ok=True)

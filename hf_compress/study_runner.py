@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,6 +142,7 @@ def _error_of(run: StudyRun, exitcode: int) -> str | None:
 
 def _run_one(recipe: Recipe, store: Path, folder: Path, quiet: bool) -> None:
     """In the child: run the recipe; its error goes into `error.json`, and with `quiet` all it prints into a log."""
+    threading.Thread(target=_end_with_the_study, daemon=True).start()
     (folder / "error.json").unlink(missing_ok=True)
     if quiet:
         log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -158,6 +160,12 @@ def _run_one(recipe: Recipe, store: Path, folder: Path, quiet: bool) -> None:
             traceback.print_exc()
         write_json(folder / "error.json", {"error": f"{type(error).__name__}: {error}"})
         sys.exit(1)
+
+
+def _end_with_the_study() -> None:
+    """In the child: end at once when the study is killed, so that the same command can go on where it stood."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 @contextmanager

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -253,17 +252,18 @@ def test_a_study_stopped_while_it_looks_again_keeps_what_it_says_of_its_runs(fin
 def test_a_killed_study_goes_on_and_repeats_no_stage(tmp_path):
     path = study_file(tmp_path, {"prune": {"add": [PRUNE]}, "more": {"add": [PRUNE, DISTILL]}})
     command = [sys.executable, "-m", "hf_compress.cli", "study", str(path)]
-    process = subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     store = tmp_path / "study" / "stages"
     deadline = time.monotonic() + 300
     while not list(store.glob("[0-9a-f]*/model.safetensors")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
-    for lock in (tmp_path / "study").rglob("*.lock"):  # of the run's own process, which may take a moment longer to go
+    for lock in (tmp_path / "study").rglob("*.lock"):  # of the run's own process, which ends a moment after it
         with FileLock(lock, timeout=60):
             pass
+    assert not (tmp_path / "study" / "runs" / "prune" / "seed0" / "results.json").exists()
     made = {file: file.stat().st_mtime_ns for file in store.glob("[0-9a-f]*/model.safetensors")}
     assert main(["study", str(path)]) == 0
     assert made.items() <= {file: file.stat().st_mtime_ns for file in store.glob("*/model.safetensors")}.items()

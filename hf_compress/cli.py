@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .endings import ending_cleanly
 from .errors import CompressionError
 from .journal import HUMAN_KINDS, JOURNAL, Journal
 
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     _set_up_logging(options.verbose)
     try:
-        return options.verb(options) or 0
+        with ending_cleanly():
+            return options.verb(options) or 0
     except CompressionError as error:
         print(f"hf-compress: {error}", file=sys.stderr)
         return 2

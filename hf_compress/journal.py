@@ -72,9 +72,10 @@ class Journal:
             with clock:
                 yield notes
         except BaseException as error:
+            status = "failed" if isinstance(error, Exception) else "interrupted"  # by Ctrl-C, or a signal
             failure = {**notes, "error": f"{type(error).__name__}: {error}"}
             try:
-                self.append(operation=operation, stage=stage, status="failed", **clock.read(), notes=failure)
+                self.append(operation=operation, stage=stage, status=status, **clock.read(), notes=failure)
             except OSError as unwritten:  # on a full disk: must not hide why the block failed
                 error.add_note(f"{self.path} does not have this failure: {unwritten}")
             raise

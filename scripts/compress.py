@@ -3,7 +3,9 @@
 import sys
 
 from hf_compress.cli import main
+from hf_compress.endings import end_with_launcher
 
 
 if __name__ == "__main__":
+    end_with_launcher()
     sys.exit(main(["run", *sys.argv[1:]]))

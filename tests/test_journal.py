@@ -17,6 +17,7 @@ import hf_compress as hc
 from hf_compress import journal
 from hf_compress.errors import CompressionError
 from hf_compress.journal import Clock, Journal, peak_memory, reset_peak_memory
+from hf_compress.report.timeline import read_timeline
 from hf_compress.storage import read_json, whole_folder, write_json
 
 
@@ -37,6 +38,18 @@ def test_an_operation_records_its_time_status_and_notes(tmp_path):
     assert events[1]["peak_bytes"] > 0 and events[1]["wall_seconds"] >= 0
     assert "RuntimeError: boom" in events[3]["notes"]["error"]
     assert set(journal.seconds("01_prune")) == {"surgery", "save"}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_what_is_stopped_has_not_failed(tmp_path, stop):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append(operation="run", status="started")
+    with pytest.raises(stop), journal.operation("train", "02_distill"):
+        raise stop
+    assert [event["status"] for event in journal.events("train")] == ["started", "interrupted"]
+    timeline = read_timeline(tmp_path)
+    assert (timeline.interruptions, timeline.failures) == (1, 0)
+    assert [operation.status for operation in timeline.operations] == ["interrupted"]
 
 
 def test_an_unfinished_line_is_skipped_and_swallows_nothing(tmp_path):

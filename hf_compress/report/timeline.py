@@ -19,7 +19,8 @@ class Operation:
         times (`int`): how often it ended; a stage is loaded once to be changed and once to be measured.
         seconds (`float`): wall time of all of them.
         peak_bytes (`int`): the highest peak memory; 0 if the journal does not say.
-        status (`str`): "done", "failed", "interrupted" (it never ended) or "shared" (another run's stage was taken).
+        status (`str`): "done", "failed", "interrupted" (stopped, or never ended) or "shared" (another run's stage
+            was taken).
         error (`str`): why it failed; "" too if an operation inside it says so.
     """
 
@@ -130,6 +131,8 @@ def _add(attempt: Attempt, event: dict, name: str, status: str | None, time: str
     operation.peak_bytes = max(operation.peak_bytes, event.get("peak_bytes", 0))
     if name == "shared":
         operation.status = "shared"
+    elif status == "interrupted":
+        operation.status = "interrupted"
     elif status == "failed":
         operation.status = "failed"
         if not _tells(attempt, _error(event)):

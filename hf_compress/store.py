@@ -8,9 +8,11 @@ goes on with what it left.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from filelock import FileLock
 from .storage import whole_folder
 
 
+NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)  # where files cannot be linked
 STAGE_FORMAT = 1  # of what lies in a stage's folder; another one shares nothing with this
 
 
@@ -27,8 +30,8 @@ class StageStore:
     """Finished stages under `root`, by key.
 
     Args:
-        root (`str` or `os.PathLike`): made if it does not exist. It has to be on the file system of the runs, which
-            hold links to its files.
+        root (`str` or `os.PathLike`): made if it does not exist. On the file system of the runs, if that has hard
+            links, they hold links to its files, elsewhere copies.
     """
 
     def __init__(self, root: str | os.PathLike):
@@ -64,7 +67,8 @@ def stage_key(history: dict) -> str:
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """Make `target` a folder of hard links to the files of `source`, whole or not at all.
+    """Make `target` a folder of hard links to the files of `source`, whole or not at all; of copies where links cannot
+    be.
 
     Nothing in a finished stage is ever written to, so that the links cost no room and stay equal.
     """
@@ -76,4 +80,9 @@ def link_folder(source: Path, target: Path) -> None:
                 place.mkdir(parents=True, exist_ok=True)
             else:
                 place.parent.mkdir(parents=True, exist_ok=True)
-                os.link(path, place)
+                try:
+                    os.link(path, place)
+                except OSError as error:
+                    if error.errno not in NO_LINKS:
+                        raise
+                    shutil.copyfile(path, place)

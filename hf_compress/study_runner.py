@@ -6,28 +6,31 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .errors import CompressionError, RecipeError
+from .endings import GRACE, end_after, ending_cleanly
+from .errors import CompressionError, DiskFullError, RecipeError
 from .journal import JOURNAL, Journal
+from .measurement.machine import usable_cores
 from .recipe import Recipe, load_recipe
 from .runner import Runner, resolved
-from .storage import read_json, write_json
+from .storage import explain_full_disk, read_json, write_json
 from .store import StageStore
 from .study import Study, StudyRun
 
 
 logger = logging.getLogger(__name__)
 
-LOG = "log.txt"
+LOG, ERROR = "log.txt", "error.json"
+FAILED, FULL_DISK = 1, 3  # exit codes of a run's process
 
 
 def run_study(study: Study, jobs: int = 1) -> dict:
@@ -41,17 +44,27 @@ def run_study(study: Study, jobs: int = 1) -> dict:
 
     Returns:
         `dict`: the content of `study.json`: `name` and `runs`, each with `variant`, `seed`, `folder`, `status` (one of
-        "done", "failed" and "missing") and, of a failed one, its `error`.
+        "done", "failed" and "missing") and, of a failed one, its `error`; in the order of the study, behind finished
+        runs with seeds that it no longer has.
 
     Raises:
-        `CompressionError`: if another process works on the study, or this one is one of several of a launcher.
+        `CompressionError`: if another process works on the study, or this one is one of several of a launcher; a
+            `DiskFullError` ends it where it stands, for the other runs would fail in the same way.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CompressionError("A study starts its processes itself; launch it with one process, and give --jobs.")
     if jobs < 1:
         raise CompressionError(f"jobs: got {jobs}; give at least 1.")
     study.output_dir.mkdir(parents=True, exist_ok=True)
-    with _only_one(study.output_dir):
+    if (wanted := jobs * max(resolved(run.recipe).threads for run in study.runs)) > usable_cores():
+        logger.warning(
+            "%d runs side by side want %d threads, and there are %d cores: they will take longer, and so will what is "
+            "timed; give base.threads.",
+            jobs,
+            wanted,
+            usable_cores(),
+        )
+    with _only_one(study.output_dir), explain_full_disk(study.output_dir):
         statuses = _known(study)
         _save(study, statuses)
         for run, error in _outcomes(study.runs, study.output_dir / "stages", jobs):
@@ -74,13 +87,19 @@ def _known(study: Study) -> dict[str, str]:
 
 
 def _save(study: Study, statuses: dict[str, str]) -> None:
-    rows = []
+    """Write `study.json`; a finished run stays in it whose variant has got other seeds since."""
+    path = study.output_dir / "study.json"
+    variants, rows = {run.variant for run in study.runs}, []
+    for row in read_json(path)["runs"] if path.exists() else []:
+        mine = row["folder"].removeprefix("runs/") in statuses
+        if not mine and row["variant"] in variants and (study.output_dir / row["folder"] / "results.json").exists():
+            rows.append(row)
     for run in study.runs:
         status = statuses[run.name]
         row = {"variant": run.variant, "seed": run.seed, "folder": f"runs/{run.name}"}
         row |= {"status": status} if status in ("done", "missing") else {"status": "failed", "error": status}
         rows.append(row)
-    write_json(study.output_dir / "study.json", {"format_version": 1, "name": study.name, "runs": rows})
+    write_json(path, {"format_version": 1, "name": study.name, "runs": rows})
 
 
 def _outcomes(runs: list[StudyRun], store: Path, jobs: int) -> Iterator[tuple[StudyRun, str | None]]:
@@ -95,15 +114,21 @@ def _outcomes(runs: list[StudyRun], store: Path, jobs: int) -> Iterator[tuple[St
                 folder = Path(run.recipe.output_dir)
                 _drop_unfinished_other(run.recipe, folder)
                 folder.mkdir(parents=True, exist_ok=True)
-                process = context.Process(target=_run_one, args=(run.recipe, store, folder, jobs > 1))
+                (folder / ERROR).unlink(missing_ok=True)
+                process = context.Process(
+                    target=_run_one, args=(run.recipe, store, folder, jobs > 1, dict(os.environ))
+                )
                 process.start()
                 working[process.sentinel] = (process, run)
             for sentinel in wait(list(working)):
                 process, run = working.pop(sentinel)
                 process.join()
-                yield run, _error_of(run, process.exitcode)
+                yield run, _error_of(run, process.exitcode, quiet=jobs > 1)
     finally:
         for process, _ in working.values():
+            process.terminate()
+        for process, _ in working.values():
+            process.join(GRACE)
             process.kill()
 
 
@@ -131,19 +156,29 @@ def _drop_unfinished_other(recipe: Recipe, folder: Path) -> None:
             entry.unlink()
 
 
-def _error_of(run: StudyRun, exitcode: int) -> str | None:
+def _error_of(run: StudyRun, exitcode: int, quiet: bool) -> str | None:
     if exitcode == 0:
         return None
-    path = Path(run.recipe.output_dir) / "error.json"
-    if exitcode == 1 and path.is_file():
-        return read_json(path)["error"]
-    return f"its process ended with the exit code {exitcode} (killed, or out of memory); see {LOG}"
+    path = Path(run.recipe.output_dir) / ERROR
+    error = read_json(path)["error"] if path.is_file() else None
+    if exitcode == FULL_DISK:
+        raise DiskFullError((error or f"{path.parent}: its disk is full.").removeprefix(f"{DiskFullError.__name__}: "))
+    if exitcode == FAILED and error is not None:
+        return error
+    return (
+        f"its process ended with the exit code {exitcode} (killed, or out of memory){f'; see {LOG}' if quiet else ''}"
+    )
 
 
-def _run_one(recipe: Recipe, store: Path, folder: Path, quiet: bool) -> None:
-    """In the child: run the recipe; its error goes into `error.json`, and with `quiet` all it prints into a log."""
-    threading.Thread(target=_end_with_the_study, daemon=True).start()
-    (folder / "error.json").unlink(missing_ok=True)
+def _run_one(recipe: Recipe, store: Path, folder: Path, quiet: bool, environment: dict[str, str]) -> None:
+    """In the child: run the recipe; its error goes into `error.json`, and with `quiet` all it prints into a log.
+
+    It ends with the study that started it, so that the same command can go on at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's, which ends its processes
+    os.environ.clear()
+    os.environ.update(environment)  # the server of processes has that of the first study
+    end_after(multiprocessing.parent_process().join)
     if quiet:
         log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
@@ -154,18 +189,14 @@ def _run_one(recipe: Recipe, store: Path, folder: Path, quiet: bool) -> None:
         from . import load_methods
 
         load_methods()
-        Runner(recipe, store=StageStore(store)).run()
+        with ending_cleanly():
+            Runner(recipe, store=StageStore(store)).run()
     except Exception as error:
         if not isinstance(error, CompressionError):
             traceback.print_exc()
-        write_json(folder / "error.json", {"error": f"{type(error).__name__}: {error}"})
-        sys.exit(1)
-
-
-def _end_with_the_study() -> None:
-    """In the child: end at once when the study is killed, so that the same command can go on where it stood."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+        with suppress(OSError):  # of a full disk, where the exit code has to do
+            write_json(folder / ERROR, {"error": f"{type(error).__name__}: {error}"})
+        sys.exit(FULL_DISK if isinstance(error, DiskFullError) else FAILED)
 
 
 @contextmanager

@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import make_text_root, text_recipe
+from small_runs import image_recipe, make_text_root, text_recipe
 from transformers import BertConfig, BertForSequenceClassification
 
 import hf_compress as hc
 from hf_compress.cli import main
 from hf_compress.errors import CompressionError, DiskFullError
 from hf_compress.journal import Journal
-from hf_compress.storage import whole_folder, write_json
+from hf_compress.storage import read_json, whole_folder, write_json
+from hf_compress.study import load_study
+from hf_compress.study_runner import run_study
 
 
 STEPS = [
@@ -176,6 +178,31 @@ def test_python_gets_one_error_and_can_run_again_while_it_holds_it(recipe, whole
     assert isinstance(caught.value, CompressionError) and isinstance(caught.value.__cause__, OSError)
     (disk / "filler").unlink()
     assert hc.run({**recipe, "output_dir": str(folder)}).output_dir == folder
+
+
+@pytest.mark.parametrize("spare", [0, 64 * PAGE], ids=["for nothing", "for no model"])
+def test_a_study_stops_where_the_disk_is_full(disk, tmp_path, spare):
+    path = tmp_path / "study.yaml"
+    base = image_recipe(disk, [{"finetune": {}}])
+    path.write_text(
+        json.dumps(
+            {
+                "name": "two",
+                "output_dir": str(disk / "study"),
+                "base": base,
+                "seeds": [0, 1],
+                "variants": {"dense": None},
+            }
+        )
+    )
+    study = load_study(path)
+    fill(disk, spare)
+    with pytest.raises(DiskFullError, match=r"disk is full.*the same command"):
+        run_study(study)
+    assert spare == 0 or [row["status"] for row in read_json(disk / "study" / "study.json")["runs"]] == ["missing"] * 2
+    assert not (disk / "study" / "runs" / "dense" / "seed1").exists(), "it would have failed in the same way"
+    (disk / "filler").unlink()
+    assert [row["status"] for row in run_study(study)["runs"]] == ["done"] * 2
 
 
 def test_an_output_folder_that_the_full_disk_cannot_hold(recipe, disk):

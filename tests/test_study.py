@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
 from filelock import FileLock
-from small_runs import image_recipe
+from small_runs import RESNET20, image_recipe
 
 import hf_compress as hc
 from hf_compress import study_runner
@@ -20,6 +23,7 @@ from hf_compress.errors import RecipeError
 from hf_compress.journal import Journal
 from hf_compress.report.effort import machine_seconds
 from hf_compress.report.runs import read_runs
+from hf_compress.store import link_folder
 from hf_compress.study import load_study
 
 
@@ -249,9 +253,77 @@ def test_a_study_stopped_while_it_looks_again_keeps_what_it_says_of_its_runs(fin
     (folder / "study.json").write_text(before)
 
 
-def test_a_killed_study_goes_on_and_repeats_no_stage(tmp_path):
+def test_a_finished_run_stays_in_the_study_when_seeds_are_left_out(tmp_path, monkeypatch):
+    path = study_file(tmp_path, {"dense": None, "svd": {"steps": [SVD]}}, seeds=[0, 1])
+
+    def finishing(runs, *arguments):
+        for run in runs:
+            folder = Path(run.recipe.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "results.json").write_text("{}")
+            yield run, None
+
+    monkeypatch.setattr(study_runner, "_outcomes", finishing)
+    everything = study_runner.run_study(load_study(path))
+    some = study_runner.run_study(load_study(path, ["seeds=[1]"]))
+    assert sorted(run["folder"] for run in some["runs"]) == sorted(run["folder"] for run in everything["runs"])
+    content = yaml.safe_load(path.read_text())
+    del content["variants"]["svd"]
+    path.write_text(yaml.safe_dump(content))
+    assert {run["variant"] for run in study_runner.run_study(load_study(path))["runs"]} == {"dense"}
+    (tmp_path / "study" / "runs" / "dense" / "seed1" / "results.json").unlink()
+    assert [run["seed"] for run in study_runner.run_study(load_study(path, ["seeds=[0]"]))["runs"]] == [0]
+
+
+def test_more_threads_than_cores_are_told(tmp_path, monkeypatch, caplog):
+    path = study_file(tmp_path, {"dense": None}, seeds=[0, 1])
+    monkeypatch.setattr(study_runner, "_outcomes", lambda *arguments: [])
+    for jobs, cores, told in ((2, 1, True), (2, 2, False), (1, 1, False)):
+        monkeypatch.setattr(study_runner, "usable_cores", lambda cores=cores: cores)
+        caplog.clear()
+        study_runner.run_study(load_study(path), jobs=jobs)
+        assert ("give base.threads" in caplog.text) is told
+
+
+def test_runs_have_the_environment_of_their_own_study(tmp_path, monkeypatch):
+    """The server that starts their processes is as old as the first study."""
+    for number in (1, 2):
+        model = tmp_path / f"data{number}" / "models" / f"model{number}"
+        shutil.copytree(RESNET20, model)
+        monkeypatch.setenv("HF_COMPRESS_DATA", str(model.parents[1]))
+        base = image_recipe(tmp_path, [PRUNE], model={"name_or_path": f"model{number}"})
+        path = tmp_path / f"study{number}.yaml"
+        study = {"name": "s", "output_dir": str(tmp_path / f"study{number}"), "base": base, "variants": {"one": None}}
+        path.write_text(json.dumps(study))
+        assert [run["status"] for run in study_runner.run_study(load_study(path))["runs"]] == ["done"]
+
+
+@pytest.mark.parametrize(("code", "copies"), [(errno.EXDEV, True), (errno.EPERM, True), (errno.EIO, False)])
+def test_where_files_cannot_be_linked_stages_are_copied(tmp_path, monkeypatch, code, copies):
+    (tmp_path / "stage" / "inside").mkdir(parents=True)
+    (tmp_path / "stage" / "inside" / "model").write_text("weights")
+
+    def refused(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("hf_compress.store.os.link", refused)
+    with nullcontext() if copies else pytest.raises(OSError):
+        link_folder(tmp_path / "stage", tmp_path / "run" / "stage")
+    assert (tmp_path / "run" / "stage").exists() is copies
+    assert not copies or (tmp_path / "run" / "stage" / "inside" / "model").read_text() == "weights"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["hf_compress.cli", "study"],
+        ["accelerate.commands.launch", str(Path(__file__).parents[1] / "scripts" / "compress.py")],
+    ],
+    ids=["study", "launch"],
+)
+def test_a_killed_study_goes_on_and_repeats_no_stage(tmp_path, command):
     path = study_file(tmp_path, {"prune": {"add": [PRUNE]}, "more": {"add": [PRUNE, DISTILL]}})
-    command = [sys.executable, "-m", "hf_compress.cli", "study", str(path)]
+    command = [sys.executable, "-m", *command, str(path)]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     store = tmp_path / "study" / "stages"
     deadline = time.monotonic() + 300

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -100,8 +101,15 @@ def usable_cores() -> int:
 
 
 def default_threads() -> int:
-    """The cores that this process may run on, divided by the local processes of a distributed run."""
-    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """The cores that this process may run on, divided by the local processes of a distributed run; at most what
+    `OMP_THREAD_LIMIT` allows."""
+    return min(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), _thread_limit() or sys.maxsize)
+
+
+def _thread_limit() -> int | None:
+    """`OMP_THREAD_LIMIT`, if it is one."""
+    text = os.environ.get("OMP_THREAD_LIMIT", "").strip()
+    return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
 def configure_threads(threads: int | None = None) -> int:
@@ -120,6 +128,11 @@ def configure_threads(threads: int | None = None) -> int:
         threads = default_threads()
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise CompressionError(f"threads: got {threads!r}; give a whole number of at least 1, or null for all cores.")
+    if (limit := _thread_limit()) is not None and limit < threads:
+        raise CompressionError(
+            f"threads: got {threads}, and OMP_THREAD_LIMIT={limit} gives PyTorch fewer without its knowing, which "
+            f"makes results wrong; unset OMP_THREAD_LIMIT, or give {limit}."
+        )
     torch.set_num_threads(threads)
     _threads = threads
     return threads

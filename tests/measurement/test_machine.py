@@ -75,6 +75,15 @@ def test_threads_are_set_whatever_the_launcher_exported(threads, monkeypatch):
     assert configure_threads() == usable_cores()
 
 
+def test_more_threads_than_openmp_allows_are_refused(threads, monkeypatch):
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
+    with pytest.raises(CompressionError, match=r"threads: got 2, and OMP_THREAD_LIMIT=1 .* or give 1"):
+        configure_threads(2)
+    assert configure_threads() == 1
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "4")
+    assert configure_threads(2) == 2
+
+
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "2"])
 def test_impossible_threads_are_refused(value):
     with pytest.raises(CompressionError, match="threads"):

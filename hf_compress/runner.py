@@ -152,7 +152,9 @@ class Runner:
                     )
                 shutil.rmtree(self.output_dir / "stages" / ".work", ignore_errors=True)
         write_text(path, self.recipe.to_yaml())
-        write_json(self.output_dir / "environment.json", environment())
+        where = self.output_dir / "environment.json"
+        if not where.exists() or not all(self._folder(index).is_dir() for index in range(len(self.stages))):
+            write_json(where, environment())  # a run that is only looked at again was made where it was made
         self.journal.append(operation="run", status="started", threads=self.recipe.threads)
 
     def _folder(self, index: int) -> Path:

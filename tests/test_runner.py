@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from hf_compress.quantization import load_exported
 from hf_compress.recipe import load_recipe
 from hf_compress.report.timeline import read_timeline
 from hf_compress.runner import plan, resolved, run
+from hf_compress.storage import read_json, write_json
 from hf_compress.training import build_arguments
 
 
@@ -367,6 +369,17 @@ def test_latencies_of_an_earlier_run_say_how_they_were_measured(tmp_path):
         (warning,) = [text for text in stage["warnings"] if text.startswith("timed in an earlier run")]
         assert "measure.batch: 4, not 3" in warning and "output_dir" in warning
     assert [stage["latency"] for stage in again["stages"]] == [stage["latency"] for stage in first["stages"]]
+
+
+def test_a_run_that_is_looked_at_again_was_made_where_it_was_made(tmp_path):
+    recipe = image_recipe(tmp_path / "run", [PRUNE])
+    first = run(recipe).results
+    path = tmp_path / "run" / "environment.json"
+    facts = read_json(path)
+    write_json(path, {**facts, "versions": {**facts["versions"], "torch": "1.13"}})
+    assert run(recipe).results["environment"]["versions"]["torch"] == "1.13"
+    shutil.rmtree(tmp_path / "run" / "stages" / "01_prune")
+    assert run(recipe).results["environment"] == first["environment"]
 
 
 @pytest.mark.parametrize(

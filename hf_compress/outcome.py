@@ -25,7 +25,7 @@ def assemble(
     for index, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
         record = read_json(folder / "measurement.json")
         record.pop("cost")
-        record["warnings"] += _timed_otherwise(record.pop("timed", None), timed_how(recipe))
+        record["warnings"] += _timed_otherwise(record.pop("timed", {}), timed_how(recipe))
         record["seconds"] = stage_seconds(folder, stage.name)
         record["key"] = stage_key(history(recipe, stages, index))
         results["stages"].append(record)
@@ -48,9 +48,9 @@ def _is_result(folder: Path) -> bool:
     return folder.name == "model" and all(file.is_file() for file in files)
 
 
-def _timed_otherwise(then: dict | None, now: dict) -> list[str]:
+def _timed_otherwise(then: dict, now: dict) -> list[str]:
     """What to say of a stage whose latencies were measured in another way than the recipe, or the machine, now has."""
-    differences = [f"{key}: {then[key]}, not {now[key]}" for key in now if then and then.get(key) != now[key]]
+    differences = [f"{key}: {then[key]}, not {now[key]}" for key in now if key in then and then[key] != now[key]]
     if not differences:
         return []
     return [f"timed in an earlier run ({'; '.join(differences)}); give another output_dir to measure anew"]

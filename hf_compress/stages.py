@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .journal import JOURNAL, Journal
-from .measurement import Serving, arithmetic, count, cpu_name, evaluate, folder_size, latency_rows
+from .measurement import Serving, arithmetic, count, cpu_name, evaluate, folder_size, instruction_sets, latency_rows
 from .models import load_model
 from .quantization import is_exported, load_exported, save_exported, served_precision
 from .recipe import Recipe
@@ -134,6 +134,7 @@ def timed_how(recipe: Recipe) -> dict[str, Any]:
     measure = recipe.measure
     return {
         "cpu": cpu_name(),
+        "instruction_sets": instruction_sets(),
         "threads": recipe.threads,
         **{f"measure.{name}": getattr(measure, name) for name in ("batch", "seconds")},
     }
@@ -165,6 +166,7 @@ def step_serving(recipe: Recipe, context: Context) -> Serving:
         runtime=measure.runtime,
         precision=measure.precision or served,
         threads=recipe.threads,
+        seconds=measure.seconds,
         **served_shape(recipe),
     )
 

@@ -32,6 +32,7 @@ class Serving:
         precision (`str`, *optional*): of `PRECISIONS`; by default the runtime's first.
         batch (`int`, *optional*, defaults to 1), length (`int`, *optional*): of the inputs; tokens, for texts.
         threads (`int`, *optional*): by default what [`configure_threads`] set.
+        seconds (`float`, *optional*, defaults to 5): about how long one comparison may take.
         quantize (`Callable`, *optional*): makes an int8 `OVModel` of a torch model; needed for the precision int8.
         quantization (`dict`, *optional*): the options with which that is done.
 
@@ -44,6 +45,7 @@ class Serving:
     batch: int = 1
     length: int | None = None
     threads: int | None = None
+    seconds: float = 5.0
     quantize: Callable[[nn.Module], Any] | None = None
     quantization: dict[str, Any] | None = None
 
@@ -77,12 +79,12 @@ class Serving:
         """Median seconds of a batch by module; see [`~measurement.module_seconds`]."""
         return module_seconds(self.export(model), self.inputs(model), self.precision, self.threads, repeats)
 
-    def latencies(self, model: nn.Module, against: nn.Module, seconds: float = 5.0) -> tuple[float, float]:
+    def latencies(self, model: nn.Module, against: nn.Module) -> tuple[float, float]:
         """Median seconds of a batch of `model` and of `against`, timed in turn."""
         make = torch_callable if self.runtime == "torch" else openvino_callable
         candidates = {
             name: make(self.export(one), self.precision, self.threads)
             for name, one in (("model", model), ("against", against))
         }
-        found = latency(candidates, self.inputs(model), seconds=seconds)
+        found = latency(candidates, self.inputs(model), seconds=self.seconds)
         return found["model"]["p50"], found["against"]["p50"]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ..measurement import cpu_name, environment, evaluating, example_inputs
+from ..measurement import cpu_name, environment, evaluating, example_inputs, instruction_sets
 from ..measurement.machine import configured_threads
 from ..measurement.serving import Serving
 from ..registry import StepContext
@@ -224,7 +224,7 @@ def _cache_path(model: nn.Module, groups: Sequence[UnitGroup], serving: Serving)
     shapes = [(name, list(parameter.shape)) for name, parameter in model.named_parameters()]
     facts = {
         "format_version": FORMAT_VERSION,
-        "cpu": cpu_name(),
+        "cpu": [cpu_name(), *instruction_sets()],
         "serving": [serving.runtime, serving.precision, _quantization(serving)],
         "version": environment()["versions"].get(serving.runtime),
         "threads": serving.threads or configured_threads(),

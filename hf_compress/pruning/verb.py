@@ -34,7 +34,7 @@ def prune(
     Args:
         model ([`~transformers.PreTrainedModel`]):
             A BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT or ELECTRA encoder, or a convolutional timm network in
-            `TimmWrapperForImageClassification`.
+            `TimmWrapperForImageClassification`. With `depth` and `repair=False` any model with a chain of blocks.
         method (`str`, *optional*, defaults to `"magnitude"`):
             A method of the technique `prune`; `hf-compress methods` lists them.
         target (`dict`):
@@ -56,8 +56,8 @@ def prune(
         output_dir (`str`, *optional*):
             Where checkpoints of a training go.
         measure (`dict`, *optional*):
-            What a target of latency speaks of: `runtime`, `precision`, `batch`, `length` and `threads` of a
-            [`~measurement.Serving`]. At `length` MACs are counted, too.
+            What a target of latency speaks of: `runtime`, `precision`, `batch` (by default 1, where a recipe takes 128
+            images), `length`, `threads` and `seconds` of a [`~measurement.Serving`]. At `length` MACs are counted too.
         **options:
             Options of the method, such as those of [`MagnitudeOptions`].
 

@@ -196,8 +196,32 @@ def test_another_quantization_is_measured_anew():
     assert len(paths) == 2
 
 
-def test_blocks_leave_where_that_saves_most(monkeypatch):
-    monkeypatch.setattr(Serving.latencies, "__defaults__", (0.5,))  # seconds, which are 5 otherwise
+@pytest.mark.parametrize(("name", "other"), [("cpu_name", "Abacus"), ("instruction_sets", ["avx512_bf16"])])
+def test_on_another_cpu_everything_is_measured_anew(monkeypatch, name, other):
+    model = cases.make("option_a")
+    groups = find_units(model).groups
+    here = _cache_path(model, groups, Staircase(groups))
+    monkeypatch.setattr(f"hf_compress.pruning.latency_costs.{name}", lambda: other)
+    assert _cache_path(model, groups, Staircase(groups)) != here
+
+
+def test_a_time_that_is_reached_already_is_refused(monkeypatch):
+    dense, model = cases.make("option_a"), cases.make("option_a")
+    prune(model, method="magnitude", target={"macs": 0.5})
+    serving = Staircase(inner_groups(find_units(dense).groups, chain(dense))[0])
+    monkeypatch.setattr("hf_compress.pruning.verb.serving", lambda context, **settings: serving)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    reached = serving.latencies(model, dense)
+    reached = reached[0] / reached[1]
+    for target in (0.995 * reached, min(1.0, 1.1 * reached)):  # as far as times can be told apart
+        with pytest.raises(TargetError, match="met already"):
+            prune(model, method="fisher", target={"latency": target}, baseline=dense, **cases.examples_for(model))
+    with pytest.raises(TargetError, match="met already"):
+        prune(dense, method="fisher", target={"latency": 1.0}, **cases.examples_for(dense))
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_blocks_leave_where_that_saves_most():
     model = cases.make("option_a")
     report = prune(
         model,
@@ -206,7 +230,7 @@ def test_blocks_leave_where_that_saves_most(monkeypatch):
         samples=16,
         min_channels=32,  # so that only the last blocks can become narrower
         probe_samples=8,
-        measure={"batch": 8, "threads": 1},
+        measure={"batch": 8, "threads": 1, "seconds": 0.5},
         **cases.examples_for(model),
     )
     assert count(model).macs < count(cases.make("option_a")).macs and report.achieved < 1

@@ -3,14 +3,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import yaml
 
 from hf_compress import load_methods
-from hf_compress.recipe import load_recipe
+from hf_compress.recipe import HubSpec, MeasureSpec, ModelSpec, Recipe, load_recipe
 from hf_compress.report import stage_table
 from hf_compress.results import load_results
+from hf_compress.tasks import TaskSpec
 
 
 ROOT = Path(__file__).parents[1]
@@ -32,14 +34,21 @@ def test_the_code_of_the_readme_runs(code, tmp_path, monkeypatch):
 
 
 def test_the_recipes_of_the_readme_are_recipes():
-    """Some show a part, without what every recipe has."""
-    recipes = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S)]
-    recipes = [recipe for recipe in recipes if "steps" in recipe]
+    """Some show a part, and say so."""
+    blocks = [block for block in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S) if "\nsteps:" in block]
     rest = {"name": "r", "task": {"name": "glue", "subset": "mrpc"}, "model": {"name_or_path": "bert-base-uncased"}}
-    assert len(recipes) > 1
+    assert len(blocks) > 2
     load_methods()
-    for recipe in recipes:
-        load_recipe({**rest, **recipe})
+    for block in blocks:
+        load_recipe({**(rest if block.startswith("# with name, task and model") else {}), **yaml.safe_load(block)})
+
+
+def test_every_key_of_a_recipe_is_in_the_readme():
+    rows = dict(re.findall(r"^\| (`name`.*?|`\w+`) \| (.*) \|$", README.read_text(), re.M))
+    keys = re.findall(r"`(\w+)`", " ".join(rows))
+    assert set(Recipe.__dataclass_fields__) <= set(keys)
+    for name, spec in (("task", TaskSpec), ("model", ModelSpec), ("measure", MeasureSpec), ("hub", HubSpec)):
+        assert set(spec.__dataclass_fields__) <= set(re.findall(r"`(\w+)`", rows[f"`{name}`"])), name
 
 
 def test_the_readme_shows_python():
@@ -63,6 +72,58 @@ def test_every_row_with_a_link_to_a_card_is_the_last_stage_of_its_results():
     for folder, cells in found:
         last = stage_table(load_results(ROOT / folder)).splitlines()[-1]
         assert cells == last[last.index("|", 1) :], folder
+
+
+def metric(study: str, variant: str, stage: int = -1, name: str = "accuracy") -> str:
+    """Over the seeds, as the README writes it."""
+    paths = sorted((ROOT / "model_cards" / "studies" / study / "runs" / variant).glob("seed*/results.json"))
+    values = [json.loads(path.read_text())["stages"][stage]["metrics"][name] for path in paths]
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+# method and MACs left: the variants without and with the repair
+PRUNED = {
+    "resnet56-pruning": {
+        ("fisher", "0.67"): (None, "fisher_1.5x"),
+        ("fisher", "0.47"): ("fisher_cut", "fisher"),
+        ("depth", "0.44"): (None, "depth"),
+        **{(name, "0.47"): (f"{name}_cut", name) for name in ("magnitude", "taylor", "random")},
+    },
+    "minilm-sst2-pruning": {
+        ("fisher", "1/2"): ("fisher_cut-macs0.5", "fisher-macs0.5"),
+        ("fisher", "1/4"): ("fisher_cut-macs0.25", "fisher-macs0.25"),
+        ("depth", "1/2"): (None, "depth"),
+        **{(name, "1/2"): (f"{name}_cut", name) for name in ("magnitude", "taylor", "random")},
+    },
+}
+
+
+@pytest.mark.parametrize("study", PRUNED)
+def test_every_row_of_pruning_is_what_its_study_has(study):
+    text = README.read_text()
+    table = text[text.index(f"studies/{study}/") :].split("\n\n")[1]
+    rows = re.findall(r"^\| `(\w+)`[^|]*\| (\S+)[^|]*\| ([^|]*) \| ([^|]*) \|", table, re.M)
+    found = {(method, left): (cut, repaired) for method, left, cut, repaired in rows}
+    assert found == {
+        key: tuple("–" if variant is None else metric(study, variant) for variant in variants)
+        for key, variants in PRUNED[study].items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("study", "variant", "stage", "name"),
+    [
+        ("resnet56-prune-distill", "latency", 1, "accuracy"),
+        ("resnet56-prune-distill", "latency", 2, "accuracy"),
+        ("resnet56-prune-distill", "macs", 1, "accuracy"),
+        ("resnet56-prune-distill", "macs", 2, "accuracy"),
+        ("minilm-sst2-prune-distill", "quarter", -1, "accuracy"),
+        *(("minilm-mrpc-pruning", "macs", stage, name) for stage in (1, 2) for name in ("f1", "accuracy")),
+        *(("minilm-mrpc-pruning", "latency", -1, name) for name in ("f1", "accuracy")),
+    ],
+)
+def test_what_a_study_came_to_stands_in_the_readme(study, variant, stage, name):
+    assert metric(study, variant, stage, name) in README.read_text()
 
 
 @pytest.mark.parametrize("text", [README, *sorted((ROOT / "model_cards").rglob("*.md"))], ids=str)

@@ -1,16 +1,22 @@
-"""What can be known of a recipe before its data and models are loaded: its trainings, and where its teachers are."""
+"""What can be known of a recipe before its data and models are loaded: its trainings, where its teachers are, and
+whether the weights that it starts from are those that its stages were made of."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import CompressionError
-from .models import find_teacher
+from .models import find_model, find_teacher
 from .recipe import Recipe, Step
+from .storage import read_json, write_json
 from .training import build_arguments, check_training
 
 
+WEIGHTS = "*.safetensors", "*.bin"  # in a model's folder
+SOURCES = ".models.json"  # beside the stages: the weights that they were made of, by the name that the recipe gives
 # fields that change the whole process, and so are for the training itself to set
 OF_THE_PROCESS = ("tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode")
 
@@ -52,3 +58,39 @@ def find_teacher_of(step: Step, path: str, output_dir: Path) -> None:
         find_teacher(step.teacher)
     except CompressionError as error:
         raise type(error)(f"{path}: {error}") from None
+
+
+def check_sources(recipe: Recipe, stages: Path) -> None:
+    """Remember in the folder `stages` what the weights of the local models are that the recipe names, and refuse
+    others under a name once there are stages.
+
+    Raises:
+        `CompressionError`: names the model and the folder.
+    """
+    path = stages / SOURCES
+    known = read_json(path) if path.exists() and any(stages.glob("[!.]*/")) else {}
+    found = _weights(recipe)
+    for name, digest in found.items():
+        if known.get(name, digest) != digest:
+            raise CompressionError(
+                f"{name}: its weights have changed since the stages in {stages} were made of it; give another "
+                "output_dir, so that nothing mixes the two, or remove that folder."
+            )
+    stages.mkdir(parents=True, exist_ok=True)
+    write_json(path, known | found)
+
+
+def _weights(recipe: Recipe) -> dict[str, str]:
+    """By name, the digest of the weights in the folders of the model and the teachers; what is nowhere has none."""
+    found = {}
+    own = [] if recipe.model.from_config else [recipe.model.name_or_path]
+    for name in [*own, *(step.teacher for _, step in teachers(recipe))]:
+        with suppress(CompressionError):
+            where, _ = find_model(name)
+            if isinstance(where, Path):
+                digest = hashlib.sha256()
+                for file in sorted(file for pattern in WEIGHTS for file in where.glob(pattern)):
+                    with open(file, "rb") as content:
+                        digest.update(hashlib.file_digest(content, "sha256").digest())
+                found[name] = digest.hexdigest()[:16]
+    return found

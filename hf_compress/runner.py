@@ -31,7 +31,7 @@ from .measurement import configure_threads, default_threads, environment
 from .models import load_model, load_teacher
 from .outcome import assemble
 from .plan import PlannedStage, history, may_follow, plan, teacher_of
-from .preflight import check_trainings, find_teacher_of, teachers
+from .preflight import check_sources, check_trainings, find_teacher_of, teachers
 from .publish import edited_card, push_run, remember_card
 from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
@@ -153,7 +153,10 @@ class Runner:
                 shutil.rmtree(self.output_dir / "stages" / ".work", ignore_errors=True)
         write_text(path, self.recipe.to_yaml())
         where = self.output_dir / "environment.json"
-        if not where.exists() or not all(self._folder(index).is_dir() for index in range(len(self.stages))):
+        whole = all(self._folder(index).is_dir() for index in range(len(self.stages)))
+        if not whole:
+            check_sources(self.recipe, self.output_dir / "stages" if self.store is None else self.store.root)
+        if not whole or not where.exists():
             write_json(where, environment())  # a run that is only looked at again was made where it was made
         self.journal.append(operation="run", status="started", threads=self.recipe.threads)
 

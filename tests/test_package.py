@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_compress"
 # each group imports only from itself, where it is not a technique, and from those before it
 GROUPS = [
-    {"errors", "registry", "fields", "storage", "results", "journal", "locate", "store"},
+    {"errors", "endings", "registry", "fields", "storage", "results", "journal", "locate", "store"},
     {"recipe_text", "recipe", "study", "plan", "method_table", "tasks", "models", "metrics"},
     {"structure", "measurement", "allocate"},
     {"training"},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import image_recipe, make_text_root, text_recipe
+from small_runs import RESNET20, image_recipe, make_text_root, text_recipe
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import hf_compress as hc
@@ -369,6 +369,30 @@ def test_latencies_of_an_earlier_run_say_how_they_were_measured(tmp_path):
         (warning,) = [text for text in stage["warnings"] if text.startswith("timed in an earlier run")]
         assert "measure.batch: 4, not 3" in warning and "output_dir" in warning
     assert [stage["latency"] for stage in again["stages"]] == [stage["latency"] for stage in first["stages"]]
+
+
+@pytest.mark.parametrize("what", ["model", "teacher"])
+def test_a_model_that_was_made_anew_under_its_name_mixes_with_no_stage(tmp_path, what):
+    places = {name: tmp_path / name for name in ("model", "teacher")}
+    for place in places.values():
+        shutil.copytree(RESNET20, place)
+    recipe = image_recipe(tmp_path / "run", [PRUNE], model={"name_or_path": str(places["model"])})
+    longer = {**recipe, "steps": [PRUNE, {"distill": {"teacher": str(places["teacher"])}}]}
+    weights = places[what] / "model.safetensors"
+    right = weights.read_bytes()
+    run(longer)
+    shutil.rmtree(tmp_path / "run" / "stages" / "02_distill")
+    model = AutoModelForImageClassification.from_pretrained(places[what])
+    torch.nn.init.zeros_(model.timm_model.conv1.weight)
+    model.save_pretrained(places[what])
+    before = {path for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(CompressionError, match=rf"{what}: its weights have changed .* another output_dir"):
+        run(longer)
+    assert {path for path in (tmp_path / "run").rglob("*")} == before
+    weights.write_bytes(right)
+    run(longer)
+    weights.write_bytes(b"anything")
+    run(longer)  # is done, and made of nothing any more
 
 
 def test_a_run_that_is_looked_at_again_was_made_where_it_was_made(tmp_path):

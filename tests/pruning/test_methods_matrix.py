@@ -255,6 +255,38 @@ def test_widths_are_the_best_of_all(seed):
             )
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_widths_are_the_best_of_all_where_costs_multiply(seed):
+    """The real MACs of a network, its residual streams and three inner layers, against trying every combination."""
+    model = cases.make("option_b")
+    generator = torch.Generator().manual_seed(seed)
+    found = find_units(model).groups
+    streams = [group for group in found if len({part.module for part in group.slices}) > 4]
+    others = [group for group in found if group not in streams]
+    groups = streams + [others[i] for i in torch.randperm(len(others), generator=generator)[:3]]
+    assert len(streams) == 3
+    costs = CostModel.measured(model, groups, Target("macs", 0.5), count)
+    costs.widths = lambda group: range(group.size // 4, group.size + 1, group.size // 4)
+    orders = {}
+    for group in groups:
+        losses = torch.rand(group.size, generator=generator, dtype=torch.float64) / group.size
+        orders[group.name] = Order(torch.arange(group.size), torch.cat([torch.zeros(1), losses.cumsum(0)]).double())
+
+    def loss(kept):
+        return sum(float(orders[g.name].losses[g.size - kept[g.name]]) for g in groups)
+
+    names = [group.name for group in groups]
+    every = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*(costs.widths(g) for g in groups))]
+    totals, losses = [costs.total(kept) for kept in every], [loss(kept) for kept in every]
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        budget = min(totals) + share * (costs.now - min(totals))
+        kept = widths(choose(groups, orders, costs, budget))
+        assert costs.total(kept) <= budget
+        assert loss(kept) == pytest.approx(
+            min(each for each, total in zip(losses, totals, strict=True) if total <= budget)
+        )
+
+
 def gradients(model, groups, batches, folder):
     sensitivity(model, groups, batches, Context())
 

@@ -51,6 +51,7 @@ INSTRUCTION_SETS = (
     "amx_bf16",
     "amx_fp16",
 )
+CGROUP = Path("/sys/fs/cgroup")
 FAST_BF16 = {"avx512_bf16", "amx_bf16"}
 
 _threads: int | None = None
@@ -96,8 +97,21 @@ def cpu_name() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may run on; where a container has a quota of their time, as many as that comes to."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, int(_cpu_quota())))
+
+
+def _cpu_quota() -> float:
+    """Seconds of CPU time that the control group, of version 2 or 1, gives a second; a huge number without a limit."""
+    try:
+        if (file := CGROUP / "cpu.max").exists():
+            quota, period = file.read_text().split()
+        else:
+            quota, period = ((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else sys.maxsize
+    except (OSError, ValueError, ZeroDivisionError):  # no such files, or "max"
+        return sys.maxsize
 
 
 def default_threads() -> int:

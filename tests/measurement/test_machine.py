@@ -66,6 +66,27 @@ def test_bf16_is_fast_where_the_cpu_has_it(cpu_with, flags, fast):
     assert set(environment()["instruction_sets"]) == set(flags.split()) - {"fpu"}
 
 
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "9900000 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+    ],
+)
+def test_cores_are_those_that_a_container_may_use(tmp_path, monkeypatch, files, cores):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: range(8), raising=False)
+    assert usable_cores() == cores
+
+
 def test_threads_are_set_whatever_the_launcher_exported(threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert configure_threads(3) == torch.get_num_threads() == configured_threads() == environment()["threads"] == 3

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # variables that launchers set
 GRACE = 10.0  # seconds that a process has to clear away what it made
 
 
@@ -44,8 +45,9 @@ def end_after(wait: Callable[[], None]) -> None:
 
 
 def end_with_launcher() -> None:
-    """End this process when the `accelerate launch` that started it is gone; one that nobody launched goes on."""
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+    """End this process when the `accelerate launch` or `torchrun` that started it is gone; one that neither started
+    goes on."""
+    if LAUNCHED.isdisjoint(os.environ):
         return
     launcher = os.getppid()
 

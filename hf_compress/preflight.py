@@ -4,19 +4,18 @@ whether the weights that it starts from are those that its stages were made of."
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from .errors import CompressionError
 from .models import find_model, find_teacher
+from .models.checkpoint import weight_files
 from .recipe import Recipe, Step
-from .storage import read_json, write_json
+from .storage import read_json
 from .training import build_arguments, check_training
 
 
-WEIGHTS = "*.safetensors", "*.bin"  # in a model's folder
-SOURCES = ".models.json"  # beside the stages: the weights that they were made of, by the name that the recipe gives
 # fields that change the whole process, and so are for the training itself to set
 OF_THE_PROCESS = ("tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode")
 
@@ -60,36 +59,35 @@ def find_teacher_of(step: Step, path: str, output_dir: Path) -> None:
         raise type(error)(f"{path}: {error}") from None
 
 
-def check_sources(recipe: Recipe, stages: Path) -> None:
-    """Remember in the folder `stages` what the weights of the local models are that the recipe names, and refuse
-    others under a name once there are stages.
+def check_sources(recipe: Recipe, made: Iterable[Path]) -> None:
+    """Refuse to go on from stages that were made of other weights than a local model or teacher has now.
+
+    Args:
+        recipe ([`Recipe`]): what is to be done.
+        made (`Iterable[Path]`): folders of stages that are there already, this run's and those it shares.
 
     Raises:
-        `CompressionError`: names the model and the folder.
+        `CompressionError`: names the model and the stage.
     """
-    path = stages / SOURCES
-    known = read_json(path) if path.exists() and any(stages.glob("[!.]*/")) else {}
-    found = _weights(recipe)
-    for name, digest in found.items():
-        if known.get(name, digest) != digest:
-            raise CompressionError(
-                f"{name}: its weights have changed since the stages in {stages} were made of it; give another "
-                "output_dir, so that nothing mixes the two, or remove that folder."
-            )
-    stages.mkdir(parents=True, exist_ok=True)
-    write_json(path, known | found)
+    now = weights_of({recipe.model.name_or_path, *(step.teacher for _, step in teachers(recipe))})
+    for folder in made:
+        for name, then in read_json(folder / "report.json").get("sources", {}).items():
+            if now.get(name, then) != then:
+                raise CompressionError(
+                    f"{name}: its weights have changed since {folder} was made of it. Give another output_dir, so "
+                    "that nothing mixes the two, or put the former ones back."
+                )
 
 
-def _weights(recipe: Recipe) -> dict[str, str]:
-    """By name, the digest of the weights in the folders of the model and the teachers; what is nowhere has none."""
+def weights_of(names: Iterable[str]) -> dict[str, str]:
+    """By name, the digest of the weights of the models that lie in local folders."""
     found = {}
-    own = [] if recipe.model.from_config else [recipe.model.name_or_path]
-    for name in [*own, *(step.teacher for _, step in teachers(recipe))]:
-        with suppress(CompressionError):
+    for name in names:
+        with suppress(CompressionError):  # which whoever loads it will say
             where, _ = find_model(name)
             if isinstance(where, Path):
                 digest = hashlib.sha256()
-                for file in sorted(file for pattern in WEIGHTS for file in where.glob(pattern)):
+                for file in weight_files(where):
                     with open(file, "rb") as content:
                         digest.update(hashlib.file_digest(content, "sha256").digest())
                 found[name] = digest.hexdigest()[:16]

@@ -31,7 +31,7 @@ from .measurement import configure_threads, default_threads, environment
 from .models import load_model, load_teacher
 from .outcome import assemble
 from .plan import PlannedStage, history, may_follow, plan, teacher_of
-from .preflight import check_sources, check_trainings, find_teacher_of, teachers
+from .preflight import check_sources, check_trainings, find_teacher_of, teachers, weights_of
 from .publish import edited_card, push_run, remember_card
 from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
@@ -155,7 +155,7 @@ class Runner:
         where = self.output_dir / "environment.json"
         whole = all(self._folder(index).is_dir() for index in range(len(self.stages)))
         if not whole:
-            check_sources(self.recipe, self.output_dir / "stages" if self.store is None else self.store.root)
+            check_sources(self.recipe, self._made_folders())
         if not whole or not where.exists():
             write_json(where, environment())  # a run that is only looked at again was made where it was made
         self.journal.append(operation="run", status="started", threads=self.recipe.threads)
@@ -170,6 +170,25 @@ class Runner:
             key = stage_key(history(self.recipe, self.stages, index))
             folders += [self.store.folder(key), self.store.work(key) / "model"]
         return any(folder.is_dir() for folder in folders)
+
+    def _made_folders(self) -> list[Path]:
+        """The folders of all stages, whole or half-made, that this run goes on from or may take."""
+        roots = [self.output_dir / "stages"] + ([] if self.store is None else [self.store.root])
+        reports = (
+            path for root in roots for depth in ("*", ".work/*/*") for path in root.glob(f"{depth}/report.json")
+        )
+        return [path.parent for path in reports]
+
+    def _sources(self, stage: PlannedStage, step: Step | None, start: Path | None) -> dict[str, str]:
+        """The weights that a phase reads of the models that the recipe names."""
+        names = []
+        if start is None and stage.source == "model" and not self.recipe.model.from_config:
+            names.append(self.recipe.model.name_or_path)
+        if start is None and stage.source == "teacher":
+            names.append(teacher_of(self.stages))
+        if step is not None and step.teacher not in (None, "baseline"):
+            names.append(step.teacher)
+        return weights_of(names)
 
     @property
     def _baseline_index(self) -> int:
@@ -241,6 +260,7 @@ class Runner:
         """Load the model from `start`, apply `step`, save into `target`. Without `everyone`, on rank 0 alone."""
         if not everyone and not self.state.is_main_process:
             return
+        sources = self._sources(stage, step if recover else None, start) if self.state.is_main_process else {}
         with self.journal.operation("load", stage.name):
             model, processor = self._load(index, stage, start)
         report = StepReport("none", "none", model=model)
@@ -253,7 +273,8 @@ class Runner:
             earlier = read_json(start / "report.json") if start else None
             with self.journal.operation("save", stage.name), whole_folder(target) as aside:
                 save_stage(report.model, processor, aside)
-                write_json(aside / "report.json", {"stage": stage.name, **report.to_dict(earlier)})
+                sources |= (earlier or {}).get("sources", {})
+                write_json(aside / "report.json", {"stage": stage.name, "sources": sources, **report.to_dict(earlier)})
         if everyone:
             self.state.wait_for_everyone()
 

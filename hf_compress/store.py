@@ -8,7 +8,6 @@ goes on with what it left.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -19,10 +18,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .storage import whole_folder
+from .storage import NO_ROOM, whole_folder
 
 
-NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)  # where files cannot be linked
 STAGE_FORMAT = 1  # of what lies in a stage's folder; another one shares nothing with this
 
 
@@ -83,6 +81,6 @@ def link_folder(source: Path, target: Path) -> None:
                 try:
                     os.link(path, place)
                 except OSError as error:
-                    if error.errno not in NO_LINKS:
+                    if error.errno in NO_ROOM:
                         raise
-                    shutil.copyfile(path, place)
+                    shutil.copyfile(path, place)  # no links here, or none from there

@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -56,21 +56,23 @@ def run_study(study: Study, jobs: int = 1) -> dict:
     if jobs < 1:
         raise CompressionError(f"jobs: got {jobs}; give at least 1.")
     study.output_dir.mkdir(parents=True, exist_ok=True)
-    if (wanted := jobs * max(resolved(run.recipe).threads for run in study.runs)) > usable_cores():
+    at_once = min(jobs, len(study.runs))
+    if (wanted := at_once * max(resolved(run.recipe).threads for run in study.runs)) > usable_cores():
         logger.warning(
             "%d runs side by side want %d threads, and there are %d cores: they will take longer, and so will what is "
             "timed; give base.threads.",
-            jobs,
+            at_once,
             wanted,
             usable_cores(),
         )
     with _only_one(study.output_dir), explain_full_disk(study.output_dir):
         statuses = _known(study)
         _save(study, statuses)
-        for run, error in _outcomes(study.runs, study.output_dir / "stages", jobs):
-            statuses[run.name] = "done" if error is None else error
-            logger.info("%s: %s", run.name, "done" if error is None else f"failed: {error}")
-            _save(study, statuses)
+        with closing(_outcomes(study.runs, study.output_dir / "stages", jobs)) as outcomes:
+            for run, error in outcomes:
+                statuses[run.name] = "done" if error is None else error
+                logger.info("%s: %s", run.name, "done" if error is None else f"failed: {error}")
+                _save(study, statuses)
     return read_json(study.output_dir / "study.json")
 
 
@@ -177,7 +179,8 @@ def _run_one(recipe: Recipe, store: Path, folder: Path, quiet: bool, environment
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's, which ends its processes
     os.environ.clear()
-    os.environ.update(environment)  # the server of processes has that of the first study
+    # the server of processes has that of the first study; what libraries read when they are loaded stays so
+    os.environ.update(environment)
     end_after(multiprocessing.parent_process().join)
     if quiet:
         log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

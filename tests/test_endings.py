@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 
+PACKAGE = str(Path(__file__).parents[1] / "hf_compress")
 SLEEPER = """
 import sys, tempfile, time
-from hf_compress import endings
+sys.path.insert(0, sys.argv[2])  # alone, without the package around it
+import endings
 endings.GRACE = 0.5
 {before}
 with endings.ending_cleanly(), tempfile.TemporaryDirectory(dir=sys.argv[1]):
@@ -27,7 +29,7 @@ def start(folder: Path, before: str = "", inside: str = "pass", launcher: bool =
     """A process that sleeps in a block with a temporary folder in `folder`, or the one that has started it."""
     script = SLEEPER.format(before=before, inside=inside)
     process = subprocess.Popen(
-        [sys.executable, "-c", *([LAUNCHER] if launcher else []), script, str(folder)],
+        [sys.executable, "-c", *([LAUNCHER] if launcher else []), script, str(folder), PACKAGE],
         env={**os.environ, **environment},
     )
     wait_until(lambda: (folder / "ready").exists())
@@ -63,9 +65,9 @@ def test_a_process_ends_after_something_even_if_it_does_not_listen(tmp_path, dea
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there a process that is told to end ends at once")
-@pytest.mark.parametrize("launched", [False, True])
+@pytest.mark.parametrize("launched", [None, "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"])
 def test_a_process_ends_with_its_launcher_and_with_nobody_else(tmp_path, launched):
-    environment = {"ACCELERATE_MIXED_PRECISION": "no"} if launched else {}
+    environment = {launched: "none"} if launched else {}
     pid = "print(__import__('os').getpid(), file=open(sys.argv[1] + '/pid', 'w'))"
     process = start(tmp_path, before=f"endings.end_with_launcher(); {pid}", launcher=True, **environment)
     process.kill()

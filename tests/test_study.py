@@ -12,9 +12,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 from small_runs import RESNET20, image_recipe
+from transformers import AutoModelForImageClassification
 
 import hf_compress as hc
 from hf_compress import study_runner
@@ -275,9 +277,25 @@ def test_a_finished_run_stays_in_the_study_when_seeds_are_left_out(tmp_path, mon
     assert [run["seed"] for run in study_runner.run_study(load_study(path, ["seeds=[0]"]))["runs"]] == [0]
 
 
+def test_a_study_mixes_no_seeds_of_a_model_that_was_made_anew(tmp_path):
+    shutil.copytree(RESNET20, tmp_path / "model")
+    base = image_recipe(tmp_path, [PRUNE], model={"name_or_path": str(tmp_path / "model")})
+    path = tmp_path / "study.yaml"
+    study = {"name": "s", "output_dir": str(tmp_path / "study"), "base": base, "variants": {"a": None}}
+    path.write_text(json.dumps({**study, "seeds": [0, 1]}))
+    assert [run["status"] for run in study_runner.run_study(load_study(path), jobs=2)["runs"]] == ["done", "done"]
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "model")
+    torch.nn.init.zeros_(model.timm_model.conv1.weight)
+    model.save_pretrained(tmp_path / "model")
+    path.write_text(json.dumps({**study, "seeds": [0, 1, 2]}))
+    *old, new = study_runner.run_study(load_study(path))["runs"]
+    assert [run["status"] for run in old] == ["done", "done"], "they are whole"
+    assert new["status"] == "failed" and "its weights have changed" in new["error"]
+
+
 def test_more_threads_than_cores_are_told(tmp_path, monkeypatch, caplog):
     path = study_file(tmp_path, {"dense": None}, seeds=[0, 1])
-    monkeypatch.setattr(study_runner, "_outcomes", lambda *arguments: [])
+    monkeypatch.setattr(study_runner, "_outcomes", lambda *arguments: (run for run in []))
     for jobs, cores, told in ((2, 1, True), (2, 2, False), (1, 1, False)):
         monkeypatch.setattr(study_runner, "usable_cores", lambda cores=cores: cores)
         caplog.clear()
@@ -298,7 +316,7 @@ def test_runs_have_the_environment_of_their_own_study(tmp_path, monkeypatch):
         assert [run["status"] for run in study_runner.run_study(load_study(path))["runs"]] == ["done"]
 
 
-@pytest.mark.parametrize(("code", "copies"), [(errno.EXDEV, True), (errno.EPERM, True), (errno.EIO, False)])
+@pytest.mark.parametrize(("code", "copies"), [(errno.EXDEV, True), (errno.EPERM, True), (errno.ENOSPC, False)])
 def test_where_files_cannot_be_linked_stages_are_copied(tmp_path, monkeypatch, code, copies):
     (tmp_path / "stage" / "inside").mkdir(parents=True)
     (tmp_path / "stage" / "inside" / "model").write_text("weights")

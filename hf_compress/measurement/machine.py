@@ -54,6 +54,7 @@ INSTRUCTION_SETS = (
 CGROUP = Path("/sys/fs/cgroup")
 FAST_BF16 = {"avx512_bf16", "amx_bf16"}
 
+_OMP_THREAD_LIMIT = os.environ.get("OMP_THREAD_LIMIT", "").strip()
 _threads: int | None = None
 
 
@@ -121,9 +122,8 @@ def default_threads() -> int:
 
 
 def _thread_limit() -> int | None:
-    """`OMP_THREAD_LIMIT`, if it is one."""
-    text = os.environ.get("OMP_THREAD_LIMIT", "").strip()
-    return int(text) if text.isdecimal() and int(text) > 0 else None
+    """`OMP_THREAD_LIMIT`, if it is one, of the time when PyTorch was loaded, which is when OpenMP reads it."""
+    return int(_OMP_THREAD_LIMIT) if _OMP_THREAD_LIMIT.isdecimal() and int(_OMP_THREAD_LIMIT) > 0 else None
 
 
 def configure_threads(threads: int | None = None) -> int:
@@ -145,7 +145,7 @@ def configure_threads(threads: int | None = None) -> int:
     if (limit := _thread_limit()) is not None and limit < threads:
         raise CompressionError(
             f"threads: got {threads}, and OMP_THREAD_LIMIT={limit} gives PyTorch fewer without its knowing, which "
-            f"makes results wrong; unset OMP_THREAD_LIMIT, or give {limit}."
+            f"makes results wrong; start Python without OMP_THREAD_LIMIT, or give {limit}."
         )
     torch.set_num_threads(threads)
     _threads = threads

@@ -97,11 +97,11 @@ def test_threads_are_set_whatever_the_launcher_exported(threads, monkeypatch):
 
 
 def test_more_threads_than_openmp_allows_are_refused(threads, monkeypatch):
-    monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
+    monkeypatch.setattr(machine, "_OMP_THREAD_LIMIT", "1")
     with pytest.raises(CompressionError, match=r"threads: got 2, and OMP_THREAD_LIMIT=1 .* or give 1"):
         configure_threads(2)
     assert configure_threads() == 1
-    monkeypatch.setenv("OMP_THREAD_LIMIT", "4")
+    monkeypatch.setattr(machine, "_OMP_THREAD_LIMIT", "4")
     assert configure_threads(2) == 2
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageClassification
 import hf_compress as hc
 from hf_compress import study_runner
 from hf_compress.cli import main
-from hf_compress.errors import RecipeError
+from hf_compress.errors import DiskFullError, RecipeError
 from hf_compress.journal import Journal
 from hf_compress.report.effort import machine_seconds
 from hf_compress.report.runs import read_runs
@@ -325,7 +325,7 @@ def test_where_files_cannot_be_linked_stages_are_copied(tmp_path, monkeypatch, c
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("hf_compress.store.os.link", refused)
-    with nullcontext() if copies else pytest.raises(OSError):
+    with nullcontext() if copies else pytest.raises(DiskFullError):
         link_folder(tmp_path / "stage", tmp_path / "run" / "stage")
     assert (tmp_path / "run" / "stage").exists() is copies
     assert not copies or (tmp_path / "run" / "stage" / "inside" / "model").read_text() == "weights"

@@ -12,11 +12,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from filelock import FileLock
 from small_runs import RESNET20, image_recipe
-from transformers import AutoModelForImageClassification
 
 import hf_compress as hc
 from hf_compress import study_runner
@@ -277,20 +275,23 @@ def test_a_finished_run_stays_in_the_study_when_seeds_are_left_out(tmp_path, mon
     assert [run["seed"] for run in study_runner.run_study(load_study(path, ["seeds=[0]"]))["runs"]] == [0]
 
 
-def test_a_study_mixes_no_seeds_of_a_model_that_was_made_anew(tmp_path):
-    shutil.copytree(RESNET20, tmp_path / "model")
-    base = image_recipe(tmp_path, [PRUNE], model={"name_or_path": str(tmp_path / "model")})
+def test_a_study_mixes_no_seeds_of_a_model_that_was_made_anew(tmp_path, monkeypatch):
+    """Nor is a model sought where the environment of an earlier study says, whose server starts the processes."""
+    shutil.copytree(RESNET20, tmp_path / "data" / "models" / "small")
+    monkeypatch.setenv("HF_COMPRESS_DATA", str(tmp_path / "data"))
+    base = image_recipe(tmp_path, [PRUNE], model={"name_or_path": "small"})
     path = tmp_path / "study.yaml"
     study = {"name": "s", "output_dir": str(tmp_path / "study"), "base": base, "variants": {"a": None}}
     path.write_text(json.dumps({**study, "seeds": [0, 1]}))
     assert [run["status"] for run in study_runner.run_study(load_study(path), jobs=2)["runs"]] == ["done", "done"]
-    model = AutoModelForImageClassification.from_pretrained(tmp_path / "model")
-    torch.nn.init.zeros_(model.timm_model.conv1.weight)
-    model.save_pretrained(tmp_path / "model")
+    shutil.move(tmp_path / "data", tmp_path / "other")
+    monkeypatch.setenv("HF_COMPRESS_DATA", str(tmp_path / "other"))
+    weights = tmp_path / "other" / "models" / "small" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"1")
     path.write_text(json.dumps({**study, "seeds": [0, 1, 2]}))
     *old, new = study_runner.run_study(load_study(path))["runs"]
     assert [run["status"] for run in old] == ["done", "done"], "they are whole"
-    assert new["status"] == "failed" and "its weights have changed" in new["error"]
+    assert new["status"] == "failed" and "small: its weights have changed" in new["error"]
 
 
 def test_more_threads_than_cores_are_told(tmp_path, monkeypatch, caplog):
@@ -301,19 +302,6 @@ def test_more_threads_than_cores_are_told(tmp_path, monkeypatch, caplog):
         caplog.clear()
         study_runner.run_study(load_study(path), jobs=jobs)
         assert ("give base.threads" in caplog.text) is told
-
-
-def test_runs_have_the_environment_of_their_own_study(tmp_path, monkeypatch):
-    """The server that starts their processes is as old as the first study."""
-    for number in (1, 2):
-        model = tmp_path / f"data{number}" / "models" / f"model{number}"
-        shutil.copytree(RESNET20, model)
-        monkeypatch.setenv("HF_COMPRESS_DATA", str(model.parents[1]))
-        base = image_recipe(tmp_path, [PRUNE], model={"name_or_path": f"model{number}"})
-        path = tmp_path / f"study{number}.yaml"
-        study = {"name": "s", "output_dir": str(tmp_path / f"study{number}"), "base": base, "variants": {"one": None}}
-        path.write_text(json.dumps(study))
-        assert [run["status"] for run in study_runner.run_study(load_study(path))["runs"]] == ["done"]
 
 
 @pytest.mark.parametrize(("code", "copies"), [(errno.EXDEV, True), (errno.EPERM, True), (errno.ENOSPC, False)])
@@ -331,31 +319,33 @@ def test_where_files_cannot_be_linked_stages_are_copied(tmp_path, monkeypatch, c
     assert not copies or (tmp_path / "run" / "stage" / "inside" / "model").read_text() == "weights"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["hf_compress.cli", "study"],
-        ["accelerate.commands.launch", str(Path(__file__).parents[1] / "scripts" / "compress.py")],
-    ],
-    ids=["study", "launch"],
-)
-def test_a_killed_study_goes_on_and_repeats_no_stage(tmp_path, command):
-    path = study_file(tmp_path, {"prune": {"add": [PRUNE]}, "more": {"add": [PRUNE, DISTILL]}})
-    command = [sys.executable, "-m", *command, str(path)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    store = tmp_path / "study" / "stages"
+def kill_after_a_stage(command: list[str], folder: Path) -> None:
+    """Start the study in `folder`, kill the process of the command alone, and wait until nothing works on it."""
+    process = subprocess.Popen([sys.executable, "-m", *command], env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 300
-    while not list(store.glob("[0-9a-f]*/model.safetensors")):
+    while not list((folder / "stages").glob("[0-9a-f]*/model.safetensors")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
     process.wait()
-    for lock in (tmp_path / "study").rglob("*.lock"):  # of the run's own process, which ends a moment after it
+    for lock in folder.rglob("*.lock"):  # of the run's own process, which ends a moment after it
         with FileLock(lock, timeout=60):
             pass
-    assert not (tmp_path / "study" / "runs" / "prune" / "seed0" / "results.json").exists()
+    assert not list(folder.glob("runs/*/*/results.json"))
+
+
+def test_a_killed_study_goes_on_and_repeats_no_stage(tmp_path):
+    path = study_file(tmp_path, {"prune": {"add": [PRUNE]}, "more": {"add": [PRUNE, DISTILL]}})
+    kill_after_a_stage(["hf_compress.cli", "study", str(path)], tmp_path / "study")
+    store = tmp_path / "study" / "stages"
     made = {file: file.stat().st_mtime_ns for file in store.glob("[0-9a-f]*/model.safetensors")}
     assert main(["study", str(path)]) == 0
     assert made.items() <= {file: file.stat().st_mtime_ns for file in store.glob("*/model.safetensors")}.items()
     alone = hc.run(image_recipe(tmp_path / "alone", [{"finetune": {}}, PRUNE, DISTILL]))
     assert stages(alone.output_dir) == stages(tmp_path / "study" / "runs" / "more" / "seed0")
+
+
+def test_a_study_ends_with_its_launcher(tmp_path):
+    path = study_file(tmp_path, {"more": {"add": [PRUNE, DISTILL]}})
+    script = Path(__file__).parents[1] / "scripts" / "compress.py"
+    kill_after_a_stage(["accelerate.commands.launch", str(script), str(path)], tmp_path / "study")

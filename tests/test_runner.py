@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -448,67 +446,8 @@ def test_a_teacher_that_does_not_fit_is_found_before_the_surgery(tmp_path, text_
     assert not list((tmp_path / "run").rglob("surgery"))
 
 
-def test_two_processes_give_the_results_of_one(tmp_path, text_root):
-    pruned = {"prune": {**PRUNE["prune"], "distill": {"alpha": 0.5}}}
-    results = {}
-    for processes in (1, 2):
-        recipe = text_recipe(tmp_path / f"run{processes}", text_root, [{"finetune": {}}, pruned])
-        recipe["training"]["per_device_train_batch_size"] = 32 // processes
-        recipe["training"]["bf16"] = False  # in which another split of a batch is another rounding
-        path = tmp_path / f"recipe{processes}.yaml"
-        path.write_text(json.dumps(recipe))
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            str(processes),
-        ]
-        script = Path(__file__).parents[1] / "scripts" / "compress.py"
-        done = subprocess.run(
-            [*command, str(script), str(path)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("01_prune") == 1, "only rank 0 prints"
-        results[processes] = json.loads((tmp_path / f"run{processes}" / "results.json").read_text())["stages"]
-    for one, two in zip(results[1], results[2], strict=True):
-        assert [entry["loss"] for entry in two["epochs"]] == pytest.approx(
-            [e["loss"] for e in one["epochs"]], abs=1e-4
-        )
-        assert two["metrics"] == one["metrics"]
-        assert (two["params"], two["macs"], two["layers"]) == (one["params"], one["macs"], one["layers"])
-
-
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(CompressionError, match="is a file"):
         run(image_recipe(tmp_path / "run", [PRUNE]))
     assert (tmp_path / "run").read_text() == "mine"
-
-
-def test_a_killed_run_finishes_with_the_predictions_of_a_whole_one(tmp_path, text_root):
-    pruned = {"prune": {**PRUNE["prune"], "distill": {"alpha": 0.5}}}
-    recipe = text_recipe(tmp_path, text_root, [{"finetune": {}}, pruned, INT8])
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    points = [
-        ("train", "00_baseline", 4),
-        ("surgery", "01_prune", 1),
-        ("train", "01_prune", 4),
-        ("save", "01_prune", 1),
-        ("surgery", "02_quantize", 1),
-        ("measure", "02_quantize", 1),
-        ("written", "01_prune", 1),
-        ("rename", "02_quantize", 1),
-    ]
-    driver = Path(__file__).with_name("kill_driver.py")
-    command = [sys.executable, str(driver), str(tmp_path / "recipe.json"), str(tmp_path), json.dumps(points)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert len(found) == 1 + len(points)
-    for point, measured in found.items():
-        assert measured == found["whole"], point

@@ -69,10 +69,12 @@ def check_sources(recipe: Recipe, made: Iterable[Path]) -> None:
     Raises:
         `CompressionError`: names the model and the stage.
     """
-    now = weights_of({recipe.model.name_or_path, *(step.teacher for _, step in teachers(recipe))})
-    for folder in made:
-        for name, then in read_json(folder / "report.json").get("sources", {}).items():
-            if now.get(name, then) != then:
+    named = {recipe.model.name_or_path, *(step.teacher for _, step in teachers(recipe))}
+    sources = [(folder, read_json(folder / "report.json").get("sources", {})) for folder in made]
+    now = weights_of(named & {name for _, of in sources for name in of})
+    for folder, of in sources:
+        for name in now.keys() & of.keys():
+            if now[name] != of[name]:
                 raise CompressionError(
                     f"{name}: its weights have changed since {folder} was made of it. Give another output_dir, so "
                     "that nothing mixes the two, or put the former ones back."

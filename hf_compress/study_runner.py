@@ -66,18 +66,19 @@ def run_study(study: Study, jobs: int = 1) -> dict:
             usable_cores(),
         )
     with _only_one(study.output_dir), explain_full_disk(study.output_dir):
-        statuses = _known(study)
-        _save(study, statuses)
+        statuses, others = _known(study)
+        _save(study, statuses, others)
         with closing(_outcomes(study.runs, study.output_dir / "stages", jobs)) as outcomes:
             for run, error in outcomes:
                 statuses[run.name] = "done" if error is None else error
                 logger.info("%s: %s", run.name, "done" if error is None else f"failed: {error}")
-                _save(study, statuses)
+                _save(study, statuses, others)
     return read_json(study.output_dir / "study.json")
 
 
-def _known(study: Study) -> dict[str, str]:
-    """The status of every run, or its error, as an earlier call left it."""
+def _known(study: Study) -> tuple[dict[str, str], list[dict]]:
+    """The status of every run, or its error, as an earlier call left it; and the rows of finished runs of the same
+    variants, whose seeds this call does not have."""
     path = study.output_dir / "study.json"
     rows = read_json(path)["runs"] if path.exists() else []
     known = {row["folder"].removeprefix("runs/"): row.get("error", row["status"]) for row in rows}
@@ -85,23 +86,21 @@ def _known(study: Study) -> dict[str, str]:
     for run in study.runs:
         if statuses[run.name] == "missing" and (Path(run.recipe.output_dir) / "results.json").exists():
             statuses[run.name] = "done"  # the call ended between the two
-    return statuses
+    variants = {run.variant for run in study.runs}
+    others = [
+        row for row in rows if row["variant"] in variants and row["folder"].removeprefix("runs/") not in statuses
+    ]
+    return statuses, [row for row in others if (study.output_dir / row["folder"] / "results.json").exists()]
 
 
-def _save(study: Study, statuses: dict[str, str]) -> None:
-    """Write `study.json`; a finished run stays in it whose variant has got other seeds since."""
-    path = study.output_dir / "study.json"
-    variants, rows = {run.variant for run in study.runs}, []
-    for row in read_json(path)["runs"] if path.exists() else []:
-        mine = row["folder"].removeprefix("runs/") in statuses
-        if not mine and row["variant"] in variants and (study.output_dir / row["folder"] / "results.json").exists():
-            rows.append(row)
+def _save(study: Study, statuses: dict[str, str], others: list[dict]) -> None:
+    rows = list(others)
     for run in study.runs:
         status = statuses[run.name]
         row = {"variant": run.variant, "seed": run.seed, "folder": f"runs/{run.name}"}
         row |= {"status": status} if status in ("done", "missing") else {"status": "failed", "error": status}
         rows.append(row)
-    write_json(path, {"format_version": 1, "name": study.name, "runs": rows})
+    write_json(study.output_dir / "study.json", {"format_version": 1, "name": study.name, "runs": rows})
 
 
 def _outcomes(runs: list[StudyRun], store: Path, jobs: int) -> Iterator[tuple[StudyRun, str | None]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -100,30 +100,30 @@ def cpu_name() -> str:
 def usable_cores() -> int:
     """Cores that this process may run on; where a container has a quota of their time, as many as that comes to."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int(_cpu_quota())))
+    return max(1, int(min(cores, _cpu_quota())))
 
 
 def _cpu_quota() -> float:
-    """Seconds of CPU time that the control group, of version 2 or 1, gives a second; a huge number without a limit."""
+    """Seconds of CPU time that the control group, of version 2 or 1, gives a second; infinity without a limit."""
     try:
         if (file := CGROUP / "cpu.max").exists():
             quota, period = file.read_text().split()
         else:
             quota, period = ((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        return int(quota) / int(period) if int(quota) > 0 else sys.maxsize
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
     except (OSError, ValueError, ZeroDivisionError):  # no such files, or "max"
-        return sys.maxsize
+        return math.inf
 
 
 def default_threads() -> int:
     """The cores that this process may run on, divided by the local processes of a distributed run; at most what
     `OMP_THREAD_LIMIT` allows."""
-    return min(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), _thread_limit() or sys.maxsize)
+    return min(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), _thread_limit())
 
 
-def _thread_limit() -> int | None:
-    """`OMP_THREAD_LIMIT`, if it is one, of the time when PyTorch was loaded, which is when OpenMP reads it."""
-    return int(_OMP_THREAD_LIMIT) if _OMP_THREAD_LIMIT.isdecimal() and int(_OMP_THREAD_LIMIT) > 0 else None
+def _thread_limit() -> float:
+    """`OMP_THREAD_LIMIT` of the time when PyTorch was loaded, which is when OpenMP reads it; infinity without one."""
+    return int(_OMP_THREAD_LIMIT) if _OMP_THREAD_LIMIT.isdecimal() and int(_OMP_THREAD_LIMIT) > 0 else math.inf
 
 
 def configure_threads(threads: int | None = None) -> int:
@@ -142,7 +142,7 @@ def configure_threads(threads: int | None = None) -> int:
         threads = default_threads()
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise CompressionError(f"threads: got {threads!r}; give a whole number of at least 1, or null for all cores.")
-    if (limit := _thread_limit()) is not None and limit < threads:
+    if (limit := _thread_limit()) < threads:
         raise CompressionError(
             f"threads: got {threads}, and OMP_THREAD_LIMIT={limit} gives PyTorch fewer without its knowing, which "
             f"makes results wrong; start Python without OMP_THREAD_LIMIT, or give {limit}."

@@ -11,8 +11,9 @@ import copy
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +35,26 @@ logger = logging.getLogger(__name__)
 
 NOT_COMPUTED = ("quantization_config", "_name_or_path", "transformers_version")  # of a config: no kernel asks for it
 WIDTHS = 8  # that are measured of a group, about, evenly spaced
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+
+
+class _Stairs:
+    """Seconds by width; a width between two that were measured counts as the wider."""
+
+    def __init__(self, table: Mapping[int, float]):
+        self.widths = sorted(table)
+        # a narrower layer never counts as slower: it can be served as a wider one with zeros
+        self.seconds = np.maximum.accumulate([table[width] for width in self.widths]).tolist()
+        self.full = self.seconds[-1]
+
+    def at(self, width: int) -> float:
+        if width == 0 and self.widths[0] != 0:
+            return 0.0
+        return self.seconds[int(np.searchsorted(self.widths, width))]
+
+    def upto(self, widest: int) -> dict[int, float]:
+        below = {width: self.at(width) for width in self.widths if width < widest}
+        return {**below, widest: self.at(widest)}
 
 
 @dataclass
@@ -43,46 +63,60 @@ class LatencyCosts:
 
     Attributes:
         now (`float`): of the model with all units.
-        tables (`dict[str, dict[int, float]]`): by group and width, the seconds of the modules that its units live in.
+        tables (`dict[str, dict[int, float]]`): by group and width, the seconds of the modules around those that its
+            units live in, without those of `between`.
+        between (`list[dict[str, dict[int, float]]]`): of modules that units of several groups live in, such as the
+            middle convolution of a bottleneck, by group and width the seconds of them with the others at full width.
+            Their time goes with the product of the widths.
     """
 
     now: float
     tables: dict[str, dict[int, float]]
-    _steps: dict[str, tuple[list[int], list[float]]] = field(init=False, repr=False)
+    between: list[dict[str, dict[int, float]]] = field(default_factory=list)
 
     def __post_init__(self):
-        self._steps = {}
-        for name, table in self.tables.items():
-            widths = sorted(table)
-            # a narrower layer never counts as slower: it can be served as a wider one with zeros
-            self._steps[name] = (widths, np.maximum.accumulate([table[width] for width in widths]).tolist())
+        self._alone = {name: _Stairs(table) for name, table in self.tables.items()}
+        self._products = [{name: _Stairs(table) for name, table in part.items()} for part in self.between]
 
     def total(self, kept: Mapping[str, int]) -> float:
         """Seconds when `kept` units of each group stay; a width between two that were measured counts as the wider."""
-        return self.now + sum(self._seconds(name, kept[name]) - self._steps[name][1][-1] for name in self.tables)
+        alone = sum(stairs.at(kept[name]) - stairs.full for name, stairs in self._alone.items())
+        return self.now + alone + sum(_product(part, kept) - _full(part) for part in self._products)
 
     def change(self, kept: Mapping[str, int], name: str, width: int) -> float:
         """The seconds gained when the group `name` has another width than in `kept`."""
-        return self._seconds(name, width) - self._seconds(name, kept[name])
+        alone = self._alone[name].at(width) - self._alone[name].at(kept[name])
+        parts = [part for part in self._products if name in part]
+        return alone + sum(_product(part, {**kept, name: width}) - _product(part, kept) for part in parts)
 
     def after(self, model: nn.Module, groups: Sequence[UnitGroup], kept: Mapping[str, int]) -> LatencyCosts:
         """The costs once the model has come down to the widths `kept`, with `groups` left."""
-        tables = {}
-        for group in groups:
-            widest = kept[group.name]
-            below = {width: s for width, s in self.tables[group.name].items() if width < widest}
-            tables[group.name] = {**below, widest: self._seconds(group.name, widest)}
-        return LatencyCosts(self.total(kept), tables)
-
-    def _seconds(self, name: str, width: int) -> float:
-        if width == 0 and 0 not in self.tables[name]:
-            return 0.0
-        widths, seconds = self._steps[name]
-        return seconds[int(np.searchsorted(widths, width))]
+        left = {group.name for group in groups}
+        tables = {name: self._alone[name].upto(kept[name]) for name in self.tables if name in left}
+        between = []
+        for part in self._products:
+            now = _product(part, kept)
+            scaled = {}
+            for name in part.keys() & left:
+                reached = part[name].upto(kept[name])
+                share = now / reached[kept[name]] if reached[kept[name]] else 0.0  # what the others have left of it
+                scaled[name] = {width: seconds * share for width, seconds in reached.items()}
+            between.append(scaled)
+        return LatencyCosts(self.total(kept), tables, [part for part in between if part])
 
     def widths(self, group: UnitGroup) -> list[int]:
         """The widths worth choosing: those that were measured, and none where the block leaves then."""
-        return sorted({*self._steps[group.name][0], *([0] if group.removable else [])})
+        return sorted({*self._alone[group.name].widths, *([0] if group.removable else [])})
+
+
+def _full(part: Mapping[str, _Stairs]) -> float:
+    """What the modules take with all units; each group's table says it, and they are a median each."""
+    return float(np.mean([stairs.full for stairs in part.values()]))
+
+
+def _product(part: Mapping[str, _Stairs], kept: Mapping[str, int]) -> float:
+    shares = (stairs.at(kept[name]) / stairs.full if stairs.full else 1.0 for name, stairs in part.items())
+    return _full(part) * math.prod(shares)
 
 
 def measure_latency_costs(
@@ -90,36 +124,56 @@ def measure_latency_costs(
 ) -> LatencyCosts:
     """Measure the table, or take it from the cache of this machine.
 
+    What is measured is kept at once, so that a measurement that was interrupted goes on.
+
     Args:
         model ([`~transformers.PreTrainedModel`]): not changed.
         groups (`Sequence[UnitGroup]`): whose units live in one block each; see [`inner_groups`].
         serving ([`~measurement.serving.Serving`]): runtime, precision and batch.
     """
     path = _cache_path(model, groups, serving)
-    if path.exists():
-        kept = read_json(path)
-        return LatencyCosts(kept["now"], {n: {int(w): s for w, s in t.items()} for n, t in kept["tables"].items()})
-    regions = {group.name: _region(group) for group in groups}
-    kinds = _kinds(model, groups, serving)
-    rounds = _rounds(groups, kinds)
-    now = serving.module_seconds(model)
-    tables = {group.name: {group.size: _seconds(now, regions[group.name])} for group in groups}
-    for kept in context.progress(rounds, "latencies"):
+    between = _between(groups)
+    kinds = _kinds(model, groups, between, serving)
+    rounds = [{group.name: group.size for group in groups}, *_rounds(groups, kinds)]
+    found: list[dict[str, float]] = read_json(path) if path.exists() else []
+    for kept in context.progress(rounds[len(found) :], "latencies"):
         small = copy.deepcopy(model)
         selection = full_selection(groups)
         for group in groups:
             selection[group.name][kept.get(group.name, group.size) :] = False
         shrink(small, groups, selection)
-        seconds = serving.module_seconds(small)
-        for name, width in kept.items():
-            tables[name][width] = _seconds(seconds, regions[name])
-    tables = _shared(kinds, tables)
+        found.append(serving.module_seconds(small))
+        _keep(found, path, len(rounds))
+    tables: dict[str, dict[int, list[float]]] = {group.name: {} for group in groups}
+    for kept, seconds in zip(rounds, found, strict=True):
+        for group in groups:
+            if group.name in kept:
+                common = [_seconds(seconds, modules) for names, modules in between.items() if group.name in names]
+                alone = _seconds(seconds, _region(group)) - sum(common)
+                tables[group.name][kept[group.name]] = [alone, *common]
+    return _costs_of(sum(found[0].values()), _shared(kinds, tables), list(between))
+
+
+def _keep(found: list[dict[str, float]], path: Path, wanted: int) -> None:
+    """Write what has been measured so far, from which an interrupted measurement goes on."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"format_version": FORMAT_VERSION, "now": sum(now.values()), "tables": tables})
+        write_json(path, found)
     except OSError as error:
-        logger.warning("%s cannot be written (%s); latencies are measured again next time.", path, error)
-    return LatencyCosts(sum(now.values()), tables)
+        if len(found) == wanted:
+            logger.warning("%s cannot be written (%s); latencies are measured again next time.", path, error)
+
+
+def _costs_of(
+    now: float, tables: Mapping[str, Mapping[int, Sequence[float]]], between: Sequence[Sequence[str]]
+) -> LatencyCosts:
+    """Of each group and width the seconds of its own modules, and then of those in each of `between` that it is in."""
+    parts: dict[str, list[dict[int, float]]] = {
+        name: [dict(zip(table, column, strict=True)) for column in zip(*table.values(), strict=True)]
+        for name, table in tables.items()
+    }
+    alone = {name: columns.pop(0) for name, columns in parts.items()}
+    return LatencyCosts(now, alone, [{name: parts[name].pop(0) for name in names} for names in between])
 
 
 def inner_groups(groups: Sequence[UnitGroup], blocks: Sequence[str]) -> tuple[list[UnitGroup], dict[str, str]]:
@@ -134,7 +188,22 @@ def inner_groups(groups: Sequence[UnitGroup], blocks: Sequence[str]) -> tuple[li
     return inner, kept
 
 
-def _kinds(model: nn.Module, groups: Sequence[UnitGroup], serving: Serving) -> list[list[UnitGroup]]:
+def _between(groups: Sequence[UnitGroup]) -> dict[tuple[str, ...], list[str]]:
+    """The modules in which units of several groups live, by the names of those groups."""
+    homes: dict[str, dict[str, None]] = {}
+    for group in groups:
+        for part in group.slices:
+            homes.setdefault(part.module, {})[group.name] = None
+    found: dict[tuple[str, ...], list[str]] = {}
+    for module, names in homes.items():
+        if len(names) > 1:
+            found.setdefault(tuple(names), []).append(module)
+    return found
+
+
+def _kinds(
+    model: nn.Module, groups: Sequence[UnitGroup], between: Collection[Sequence[str]], serving: Serving
+) -> list[list[UnitGroup]]:
     """The groups that look alike, in surroundings that do too: modules of the same shapes that read the same sizes."""
     reads: dict[nn.Module, tuple] = {}
 
@@ -150,8 +219,9 @@ def _kinds(model: nn.Module, groups: Sequence[UnitGroup], serving: Serving) -> l
             handle.remove()
 
     def surroundings(group: UnitGroup) -> tuple:
+        others = sum(group.name in names for names in between)
         modules = [module for name in _region(group) for module in model.get_submodule(name).modules()]
-        return tuple(
+        return others, *(
             (type(module), reads.get(module), *(tuple(p.shape) for p in module.parameters(recurse=False)))
             for module in modules
         )
@@ -203,12 +273,15 @@ def _seconds(by_module: Mapping[str, float], region: Sequence[str]) -> float:
     return sum(s for name, s in by_module.items() if any(f"{name}.".startswith(f"{parent}.") for parent in region))
 
 
-def _shared(kinds: Sequence[Sequence[UnitGroup]], tables: Mapping[str, dict[int, float]]) -> dict:
+def _shared(
+    kinds: Sequence[Sequence[UnitGroup]], tables: Mapping[str, dict[int, list[float]]]
+) -> dict[str, dict[int, list[float]]]:
     """What was measured of one group holds for all that look like it; of several measurements the median."""
     found = {}
     for names in kinds:
         widths = sorted({width for group in names for width in tables[group.name]})
-        table = {w: float(np.median([tables[g.name][w] for g in names if w in tables[g.name]])) for w in widths}
+        measured = {w: [tables[g.name][w] for g in names if w in tables[g.name]] for w in widths}
+        table = {width: np.median(seconds, axis=0).tolist() for width, seconds in measured.items()}
         found.update({group.name: table for group in names})
     return found
 

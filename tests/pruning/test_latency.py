@@ -44,6 +44,15 @@ class Staircase:
         return sum(self.module_seconds(model).values()), sum(self.module_seconds(against).values())
 
 
+class Products(Staircase):
+    """A serving in which a layer takes a microsecond for every weight."""
+
+    def module_seconds(self, model):
+        self.calls += 1
+        layers = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+        return {"elsewhere": 0.01, **{name: 1e-6 * module.weight.numel() for name, module in layers}}
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_compress.pruning.latency_costs.cache_directory", lambda: tmp_path / "cache")
@@ -66,6 +75,26 @@ def test_the_table_is_what_the_runtime_says_and_is_kept(case):
     calls = serving.calls
     again = measure_latency_costs(model, groups, serving, Context())
     assert serving.calls == calls and again == costs
+
+
+def test_a_measurement_that_was_interrupted_goes_on():
+    model = cases.make("option_a")
+    groups, _ = inner_groups(find_units(model).groups, chain(model))
+    whole = Staircase(groups)
+    costs = measure_latency_costs(model, groups, whole, Context())
+    _cache_path(model, groups, whole).unlink()
+
+    class Interrupted(Staircase):
+        def module_seconds(self, model):
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return super().module_seconds(model)
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_latency_costs(model, groups, Interrupted(groups), Context())
+    serving = Staircase(groups)
+    assert measure_latency_costs(model, groups, serving, Context()) == costs
+    assert serving.calls == whole.calls - 3
 
 
 def test_between_two_measured_widths_the_wider_counts():

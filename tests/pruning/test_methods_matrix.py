@@ -33,7 +33,7 @@ from hf_compress.training import Context
 from hf_compress.training.data import TrainingData
 
 from . import cases
-from .test_latency import Staircase
+from .test_latency import Products, Staircase
 
 
 METHODS = [method.name for method in methods("prune")]
@@ -399,18 +399,33 @@ def test_refinement_where_the_stream_is_narrower(case):
     assert any(name in chain(model) for name in report.notes["repair"])
 
 
-@pytest.mark.parametrize("share", [0.75, 0.5, 0.25])
-def test_seconds_of_a_block_do_not_count_twice(share, tmp_path, monkeypatch):
-    """Two groups of a bottleneck live in one block: what both save is at most what the block takes."""
+@pytest.mark.parametrize("kind", [Staircase, Products])
+@pytest.mark.parametrize("case", ["bottleneck", "option_b", "bert"])
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.25, 0.0])
+def test_seconds_of_a_block_do_not_count_twice(case, kind, share, tmp_path, monkeypatch):
+    """Two groups of a bottleneck live in one block and meet in its middle layer: what both save is what it saves."""
     monkeypatch.setattr("hf_compress.pruning.latency_costs.cache_directory", lambda: tmp_path)
-    model = cases.make("bottleneck")
+    model = cases.make(case)
     groups, _ = inner_groups(find_units(model, min_channels=2).groups, chain(model))
-    serving = Staircase(groups)
+    serving = kind(groups)
     costs = measure_latency_costs(model, groups, serving, Context())
-    kept = {g.name: min(costs.widths(g), key=lambda width: abs(width - share * g.size)) for g in groups}
+    kept = {
+        g.name: min((w for w in costs.widths(g) if w), key=lambda width: abs(width - share * g.size)) for g in groups
+    }
     small = copy.deepcopy(model)
     shrink(small, groups, {g.name: torch.arange(g.size) < kept[g.name] for g in groups})
-    assert costs.total(kept) == pytest.approx(sum(serving.module_seconds(small).values()))
+    seconds = sum(serving.module_seconds(small).values())
+    assert costs.total(kept) == pytest.approx(seconds)
+    step = 0.0
+    now = {group.name: group.size for group in groups}
+    for group in groups:
+        step += costs.change(now, group.name, kept[group.name])
+        now[group.name] = kept[group.name]
+    assert costs.now + step == pytest.approx(seconds)
+    left = costs.after(small, groups, kept)
+    assert left.total(kept) == pytest.approx(seconds) == left.now
+    narrow = {g.name: min(w for w in costs.widths(g) if w) for g in groups}
+    assert left.total(narrow) == pytest.approx(costs.total(narrow))
 
 
 @pytest.mark.parametrize("steps", [1, 4])

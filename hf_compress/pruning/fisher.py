@@ -101,10 +101,10 @@ def prune_fisher(model: nn.Module, options: FisherOptions, context: StepContext)
         kept |= more
     if kept:
         context.note(kept=kept)
+    check_repair(model, options, context)
     costs, budget = _costs(model, groups, context)
     lowest = lowest_cost(groups, costs, options.round_to)
     check_reach(context.target, budget, costs.now, lowest, budget / context.target.fraction)
-    check_repair(model, options, context)
     readers = partial(pruned_readers, model, groups=groups)
     sizes = {group.name: group.size for group in groups}
     left = dict.fromkeys(sizes, 0)
@@ -205,7 +205,8 @@ def _orders(
             means = {name: moment.mean.cpu() for name, moment in moments.items()}
             for group in part:
                 # a block that leaves with all its units is not fitted
-                fitted = [gone for gone in stops(group, options.probes) if gone < group.size or not group.removable]
+                wanted = stops(group, options.probes) if options.probes else []
+                fitted = [gone for gone in wanted if gone < group.size or not group.removable]
                 readers = [_reader(model, s, moments[s.module], found.outputs[s.module]) for s in group.consumers]
                 orders[group.name] = eliminate(readers, stops=fitted)
         if reference is not None:

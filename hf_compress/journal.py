@@ -1,6 +1,7 @@
 """The record of every operation of a run: one JSON line an event, only ever appended while the run is kept.
 
 An operation writes a line when it starts and one when it ends, so that what a killed process was doing stays visible.
+A training also writes one whenever it saves a checkpoint, with the status "saved" and its time so far.
 """
 
 from __future__ import annotations
@@ -132,11 +133,27 @@ class Journal:
             write_text(self.path, "".join(lines))
 
     def seconds(self, stage: str) -> dict[str, float]:
-        """Wall seconds of the finished operations of `stage`, summed by operation over all processes that ran it."""
+        """Wall seconds of the operations of `stage`, summed by operation over all processes that ran it; of one that
+        was killed, those until its last checkpoint."""
         totals: dict[str, float] = {}
+        saved: dict[str, float] = {}  # until the last checkpoint, while the operation has not ended
+
+        def count(name: str, seconds: float) -> None:
+            totals[name] = totals.get(name, 0.0) + seconds
+
         for event in self.events():
-            if event.get("stage") == stage and "wall_seconds" in event:
-                totals[event["operation"]] = totals.get(event["operation"], 0.0) + event["wall_seconds"]
+            name, seconds = event["operation"], event.get("wall_seconds")
+            if event.get("stage") != stage:
+                continue
+            if event.get("status") == "started" and name in saved:
+                count(name, saved.pop(name))
+            elif seconds is not None and event.get("status") == "saved":
+                saved[name] = seconds
+            elif seconds is not None:
+                count(name, seconds)
+                saved.pop(name, None)
+        for name, seconds in saved.items():
+            count(name, seconds)
         return totals
 
 

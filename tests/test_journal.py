@@ -52,6 +52,30 @@ def test_what_is_stopped_has_not_failed(tmp_path, stop):
     assert [operation.status for operation in timeline.operations] == ["interrupted"]
 
 
+def test_of_a_killed_training_the_time_until_its_last_checkpoint_counts(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+
+    def train(status, seconds=None):
+        journal.append(
+            operation="train", stage="02_distill", status=status, **({"wall_seconds": seconds} if seconds else {})
+        )
+
+    for attempt in (["started"], ["started", 3.0, 7.0], ["started", 2.0, "interrupted"], ["started", 1.0, "done"]):
+        journal.append(operation="run", status="started")
+        for event in attempt:
+            if isinstance(event, float):
+                train("saved", event)
+            else:
+                train(event, {"interrupted": 2.5, "done": 1.5}.get(event))
+    assert journal.seconds("02_distill") == {"train": 7.0 + 2.5 + 1.5}
+    found = read_timeline(tmp_path).operations
+    assert [operation.seconds for operation in found] == [0.0, 7.0, 2.5, 1.5]
+    assert [operation.status for operation in found] == ["interrupted"] * 3 + ["done"]
+    train("started")
+    train("saved", 4.0)
+    assert journal.seconds("02_distill") == {"train": 15.0}
+
+
 def test_an_unfinished_line_is_skipped_and_swallows_nothing(tmp_path):
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)

@@ -17,7 +17,7 @@ class Operation:
         name (`str`), stage (`str`): such as "train" of "02_distill"; the stage is "" for what belongs to none.
         start (`str`): the time of its first line.
         times (`int`): how often it ended; a stage is loaded once to be changed and once to be measured.
-        seconds (`float`): wall time of all of them.
+        seconds (`float`): wall time of all of them; of one that was killed, until its last checkpoint.
         peak_bytes (`int`): the highest peak memory; 0 if the journal does not say.
         status (`str`): "done", "failed", "interrupted" (stopped, or never ended) or "shared" (another run's stage
             was taken).
@@ -33,6 +33,7 @@ class Operation:
     status: str = "done"
     error: str = ""
     open: int = field(default=0, repr=False)
+    saved: float = field(default=0.0, repr=False)  # seconds until its last checkpoint, while it has not ended
 
 
 @dataclass
@@ -125,8 +126,12 @@ def _add(attempt: Attempt, event: dict, name: str, status: str | None, time: str
     if status == "started":
         operation.open += 1
         return
+    if status == "saved":
+        operation.saved = event.get("wall_seconds", 0.0)
+        return
     operation.open -= 1
     operation.times += 1
+    operation.saved = 0.0
     operation.seconds += event.get("wall_seconds", 0.0)
     operation.peak_bytes = max(operation.peak_bytes, event.get("peak_bytes", 0))
     if name == "shared":
@@ -150,6 +155,7 @@ def _tells(attempt: Attempt, error: str) -> bool:
 
 def _close(attempt: Attempt) -> None:
     for operation in attempt.operations:
+        operation.seconds += operation.saved
         if operation.open > 0:
             # an error ends what it passes through, and not every operation writes it down
             broken = any(other.status == "failed" for other in attempt.operations)

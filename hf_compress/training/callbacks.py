@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -56,6 +57,16 @@ class LogBeforeSave(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_log = control.should_log or control.should_save
+
+
+class TellSaved(TrainerCallback):
+    """Calls `tell` with the step of every checkpoint, once it is there."""
+
+    def __init__(self, tell: Callable[[int], None]):
+        self.tell = tell
+
+    def on_save(self, args, state, control, **kwargs):
+        self.tell(state.global_step)
 
 
 class Divergence(TrainerCallback):

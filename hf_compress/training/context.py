@@ -20,6 +20,7 @@ from ..errors import CompressionError
 from ..measurement import Serving, count
 from ..registry import Cost, Target
 from .arguments import build_arguments, default_training
+from .callbacks import TellSaved
 from .data import TrainingData, forward_columns, to_device
 from .fit import TrainReport, fit
 
@@ -156,19 +157,28 @@ class Context:
         self._trainings += 1
         if folder is None:
             fields["save_strategy"] = "no"
+        started = time.perf_counter()
+
+        def tell(step: int) -> None:
+            if self._journal is not None:
+                so_far = round(time.perf_counter() - started, 3)
+                event = {"operation": "train", "stage": self._stage, "status": "saved", "wall_seconds": so_far}
+                self._journal.append(**event, notes={"step": step})
+
         with self._timed("train"), _folder_or_none(folder) as place:
             report = fit(
                 model,
                 data=data,
                 arguments=build_arguments(fields, place, self.seed),
                 loss_terms=(*self.loss_terms, *loss_terms),
-                callbacks=callbacks,
+                callbacks=(*callbacks, TellSaved(tell)),
                 resume=self.resume,
             )
         self.note(epochs=report.epochs)
         if report.resumed_from is not None:
             place = f"step {report.resumed_from} of {report.steps}"
-            self.note(warnings=[f"The training went on from {place}; its seconds are those from there on."])
+            rest = "of a process that was killed, the time until its last checkpoint counts"
+            self.note(warnings=[f"The training went on from {place}; {rest}."])
         return report
 
     def baseline(self) -> nn.Module:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -20,6 +19,7 @@ from packaging.requirements import Requirement
 from .. import locate
 from ..errors import CompressionError
 from ..measurement import environment
+from ..measurement.machine import usable_memory
 from ..models import find_model, find_teacher
 from ..models.checkpoint import WEIGHTS, check_weights
 from ..models.known_configs import known_config
@@ -67,7 +67,7 @@ def machine_findings(folder: Path = Path(".")) -> list[Finding]:
     facts = environment()
     sets = ", ".join(facts["instruction_sets"]) or "none of those looked for"
     bf16 = "bf16 is fast" if facts["fast_bf16"] else "bf16 would be emulated, so training uses fp32"
-    memory = f"{facts['memory_bytes'] / 1e9:.1f} GB, {psutil.virtual_memory().available / 1e9:.1f} of them free"
+    memory = f"{facts['memory_bytes'] / 1e9:.1f} GB, {usable_memory()[1] / 1e9:.1f} of them free"
     found = [
         Finding("machine", "cpu", "ok", f"{facts['cpu']}; {sets}; {bf16}"),
         Finding("machine", "threads", "ok", f"{facts['usable_cores']} cores usable, {facts['threads']} threads"),

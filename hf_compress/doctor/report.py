@@ -6,8 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
+from ..measurement.machine import usable_memory
 from .checks import Finding, free_bytes
 from .timing import OPERATIONS, Estimate, StageEstimate
 
@@ -23,10 +22,10 @@ NO_ESTIMATE = Estimate()
 def resource_findings(estimate: Estimate, folder: Path) -> list[Finding]:
     """Whether the memory of the machine and the disk of `folder` hold what was estimated."""
     found = []
-    memory, needed = psutil.virtual_memory(), estimate.peak_bytes
-    if needed > memory.available:
-        state = "missing" if needed > memory.total else "note"
-        detail = f"about {needed / 1e9:.1f} GB are needed at once, and {memory.available / 1e9:.1f} are free"
+    (memory, available), needed = usable_memory(), estimate.peak_bytes
+    if needed > available:
+        state = "missing" if needed > memory else "note"
+        detail = f"about {needed / 1e9:.1f} GB are needed at once, and {available / 1e9:.1f} are free"
         found.append(Finding("machine", "memory needed", state, detail))
     free = free_bytes(folder)
     if estimate.disk_bytes > free:

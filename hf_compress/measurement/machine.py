@@ -65,7 +65,7 @@ def environment() -> dict:
     Returns:
         `dict`: `versions` (of each package that matters, `None` where it is not installed), `python`, `os`, `cpu`,
         `instruction_sets`, `fast_bf16`, `cores` (physical), `logical_cores`, `usable_cores` (that this process may
-        run on), `threads` (of PyTorch), `memory_bytes`.
+        run on), `threads` (of PyTorch), `memory_bytes` (that this process may have).
     """
     return {
         "versions": {name: _version(name) for name in PACKAGES},
@@ -78,7 +78,7 @@ def environment() -> dict:
         "logical_cores": psutil.cpu_count(),
         "usable_cores": usable_cores(),
         "threads": configured_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": usable_memory()[0],
     }
 
 
@@ -113,6 +113,27 @@ def _cpu_quota() -> float:
         return int(quota) / int(period) if int(quota) > 0 else math.inf
     except (OSError, ValueError, ZeroDivisionError):  # no such files, or "max"
         return math.inf
+
+
+def usable_memory() -> tuple[int, int]:
+    """Bytes of memory that this process may have, and those of them that are free: the machine's, or where a container
+    is allowed less, its own."""
+    machine, (limit, used) = psutil.virtual_memory(), _memory_limit()
+    return int(min(machine.total, limit)), int(max(0, min(machine.available, limit - used)))
+
+
+def _memory_limit() -> tuple[float, int]:
+    """Bytes that the control group, of version 2 or 1, allows, and those that cannot be given back; infinity and 0
+    without a limit."""
+    new = (CGROUP / "memory.max").exists()
+    folder = CGROUP if new else CGROUP / "memory"
+    names = ("memory.max", "memory.current") if new else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    try:
+        limit, used = (int((folder / name).read_text()) for name in names)
+        facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return limit, used - int(facts["inactive_file" if new else "total_inactive_file"])  # files read long ago
+    except (OSError, ValueError, KeyError):  # no such files, or "max"
+        return math.inf, 0
 
 
 def default_threads() -> int:

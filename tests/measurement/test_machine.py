@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hf_compress.measurement import (
     has_fast_bf16,
     machine,
 )
-from hf_compress.measurement.machine import usable_cores
+from hf_compress.measurement.machine import usable_cores, usable_memory
 
 
 @pytest.fixture
@@ -85,6 +86,41 @@ def test_cores_are_those_that_a_container_may_use(tmp_path, monkeypatch, files, 
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: range(8), raising=False)
     assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("files", "memory"),
+    [
+        ({}, (800, 500)),
+        ({"memory.max": "max\n", "memory.current": "350\n", "memory.stat": "inactive_file 100\n"}, (800, 500)),
+        ({"memory.max": "400\n", "memory.current": "350\n", "memory.stat": "anon 9\ninactive_file 100\n"}, (400, 150)),
+        ({"memory.max": "700\n", "memory.current": "50\n", "memory.stat": "inactive_file 0\n"}, (700, 500)),
+        ({"memory.max": "300\n", "memory.current": "350\n", "memory.stat": "inactive_file 0\n"}, (300, 0)),
+        (
+            {
+                "memory/memory.limit_in_bytes": f"{2**63 - 4096}\n",
+                "memory/memory.usage_in_bytes": "350\n",
+                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 100\n",
+            },
+            (800, 500),
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": "600\n",
+                "memory/memory.usage_in_bytes": "350\n",
+                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 100\n",
+            },
+            (600, 350),
+        ),
+    ],
+)
+def test_memory_is_what_a_container_may_have(tmp_path, monkeypatch, files, memory):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(total=800, available=500))
+    assert usable_memory() == memory and environment()["memory_bytes"] == memory[0]
 
 
 def test_threads_are_set_whatever_the_launcher_exported(threads, monkeypatch):

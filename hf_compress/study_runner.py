@@ -20,6 +20,7 @@ from .endings import GRACE, end_after, ending_cleanly
 from .errors import CompressionError, DiskFullError, RecipeError
 from .journal import JOURNAL, Journal
 from .measurement.machine import usable_cores
+from .plan import history, plan
 from .recipe import Recipe, load_recipe
 from .runner import Runner, resolved
 from .storage import explain_full_disk, read_json, write_json
@@ -147,6 +148,7 @@ def _drop_unfinished_other(recipe: Recipe, folder: Path) -> None:
     except RecipeError:
         return
     if other.identity() == resolved(recipe).identity():
+        _tell_what_begins_anew(other, resolved(recipe), path)
         return
     journal = Journal(folder / JOURNAL)
     journal.keep("human")
@@ -155,6 +157,15 @@ def _drop_unfinished_other(recipe: Recipe, folder: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def _tell_what_begins_anew(other: Recipe, recipe: Recipe, path: Path) -> None:
+    """Warn where `recipe` shares no stage with `other`, which made a part of the same run: what either is measured at
+    is part of what the store knows a stage by."""
+    was, now = (history(one, stages := plan(one), len(stages) - 1) for one in (other, recipe))
+    differences = [f"{key}: {was[key]}, now {now[key]}" for key in now if was[key] != now[key]]
+    if differences:
+        logger.warning("Stages of %s that are not whole begin anew: %s.", path, "; ".join(differences))
 
 
 def _error_of(run: StudyRun, exitcode: int, quiet: bool) -> str | None:

@@ -231,6 +231,23 @@ def test_what_people_added_outlives_a_change_of_the_variant(tmp_path):
     assert journal.events() == lines and lines[0]["note"] == "what a group is"
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({}, ""), ({"threads": 2}, "threads: 1, now 2"), ({"measure": {"seconds": 9}}, "'seconds': 9")],
+)
+def test_what_begins_anew_is_told(tmp_path, caplog, changes, told):
+    hc.load_methods()
+    (run,) = load_study(study_file(tmp_path, {"a": {"add": [PRUNE]}})).runs
+    folder = Path(run.recipe.output_dir)
+    (folder / "stages").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(study_runner.resolved(run.recipe).to_yaml())
+    base = image_recipe(tmp_path, [{"finetune": {}}], **changes)
+    (again,) = load_study(study_file(tmp_path, {"a": {"add": [PRUNE]}}, base=base)).runs
+    study_runner._drop_unfinished_other(again.recipe, folder)
+    assert (folder / "stages").is_dir()
+    assert ("begin anew" in caplog.text) is bool(told) and told in caplog.text
+
+
 def test_a_study_stopped_while_it_looks_again_keeps_what_it_says_of_its_runs(finished, monkeypatch):
     path, folder = finished
     before = (folder / "study.json").read_text()

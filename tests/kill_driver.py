@@ -1,7 +1,8 @@
-"""Kill a run at many points and finish it; a process of its own, as it forks after the imports.
+"""Kill a run at many points, one after the other, and finish it; a process of its own, as it forks after the imports.
 
-`python kill_driver.py RECIPE.json FOLDER`: prints one JSON object: for every point where it was killed, the metrics of
-the finished run and the fingerprints of its predictions, and those of an uninterrupted run under "whole".
+`python kill_driver.py RECIPE.json FOLDER POINTS`: prints one JSON object: the metrics and the fingerprints of the
+predictions, stage by stage, of a run that nothing stopped under "whole" and of the one that was killed at each of the
+points, in turn, and went on under "killed".
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def in_child(action) -> int:
 def main(recipe_path: str, folder: str, points: str) -> None:
     hf_compress.load_methods()
     recipe = json.loads(Path(recipe_path).read_text())
-    found = {}
+    whole, killed = Path(folder) / "whole", Path(folder) / "killed"
 
     def finish(output_dir: Path) -> dict:
         code = in_child(lambda: runner.run(load_recipe({**recipe, "output_dir": str(output_dir)})))
@@ -93,21 +94,18 @@ def main(recipe_path: str, folder: str, points: str) -> None:
         results = json.loads((output_dir / "results.json").read_text())
         return {stage["name"]: [stage["metrics"], stage["predictions"]] for stage in results["stages"]}
 
-    found["whole"] = finish(Path(folder) / "whole")
     for operation, stage, count in json.loads(points):
-        output_dir = Path(folder) / f"{operation}-{stage}"
 
-        def die(operation=operation, stage=stage, count=count, output_dir=output_dir):
+        def die(operation=operation, stage=stage, count=count):
             kill_at(operation, stage, count)
-            runner.run(load_recipe({**recipe, "output_dir": str(output_dir)}))
+            runner.run(load_recipe({**recipe, "output_dir": str(killed)}))
 
         code = in_child(die)
         assert code == -signal.SIGKILL, f"{operation} of {stage}: the run was not killed, exit code {code}"
-        visible = [path.name for path in (output_dir / "stages").glob("[0-9]*")]
+        visible = [path.name for path in (killed / "stages").glob("[0-9]*")]
         assert stage not in visible, f"{operation} of {stage}: a half-made stage is there under its name"
-        assert not (output_dir / "results.json").exists()
-        found[f"{operation}-{stage}"] = finish(output_dir)
-    print(json.dumps(found))
+        assert not (killed / "results.json").exists()
+    print(json.dumps({"whole": finish(whole), "killed": finish(killed)}))
 
 
 if __name__ == "__main__":

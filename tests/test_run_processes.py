@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from small_runs import make_text_root, text_recipe
 
+from hf_compress.journal import JOURNAL, Journal
+
 
 PRUNE = {"prune": {"method": "magnitude", "target": {"macs": 0.6}}}
 INT8 = {"quantize": {"backend": "openvino", "scheme": "static_int8", "calibration_samples": 32}}
@@ -65,9 +67,9 @@ def test_a_killed_run_finishes_with_the_predictions_of_a_whole_one(tmp_path, tex
         ("surgery", "01_prune", 1),
         ("train", "01_prune", 4),
         ("save", "01_prune", 1),
+        ("written", "01_prune", 1),
         ("surgery", "02_quantize", 1),
         ("measure", "02_quantize", 1),
-        ("written", "01_prune", 1),
         ("rename", "02_quantize", 1),
     ]
     driver = Path(__file__).with_name("kill_driver.py")
@@ -75,6 +77,11 @@ def test_a_killed_run_finishes_with_the_predictions_of_a_whole_one(tmp_path, tex
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert len(found) == 1 + len(points)
-    for point, measured in found.items():
-        assert measured == found["whole"], point
+    assert len(found["whole"]) == 3 and found["killed"] == found["whole"]
+    train = [
+        event for event in Journal(tmp_path / "killed" / JOURNAL).events("train") if event["stage"] == "00_baseline"
+    ]
+    assert [event["status"] for event in train] == ["started", "saved", "started", "saved", "done"]
+    results = json.loads((tmp_path / "killed" / "results.json").read_text())
+    seconds = train[1]["wall_seconds"] + train[4]["wall_seconds"]
+    assert results["stages"][0]["seconds"]["train"] == pytest.approx(seconds, abs=2e-3)

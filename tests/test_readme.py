@@ -126,6 +126,41 @@ def test_what_a_study_came_to_stands_in_the_readme(study, variant, stage, name):
     assert metric(study, variant, stage, name) in README.read_text()
 
 
+def metric_of(study: str, variant: str, stage: int, name: str = "accuracy") -> float:
+    return float(metric(study, variant, stage, name).split(" ")[0])
+
+
+def points(figure: float, dense: float) -> str:
+    return f"{100 * (figure - dense):+.1f}"
+
+
+def test_what_the_aims_came_to():
+    table = README.read_text().partition("What was aimed at with pruning")[2].split("\n\n")[1]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    sst2, mrpc = (
+        metric_of("minilm-sst2-pruning", "fisher-macs0.5", 0),
+        metric_of("minilm-mrpc-pruning", "macs", 0, "f1"),
+    )
+    wanted = [
+        metric("resnet56-pruning", "fisher"),
+        metric("resnet56-pruning", "fisher_1.5x"),
+        metric("resnet56-prune-distill", "macs"),
+        metric("resnet56-prune-distill", "latency"),
+        points(metric_of("minilm-sst2-pruning", "fisher-macs0.5", 1), sst2),
+        points(metric_of("minilm-sst2-pruning", "fisher-macs0.25", 1), sst2),
+        points(metric_of("minilm-sst2-prune-distill", "quarter", -1), sst2),
+        points(metric_of("minilm-mrpc-pruning", "macs", 1, "f1"), mrpc),
+        points(metric_of("minilm-mrpc-pruning", "macs", 2, "f1"), mrpc),
+        points(metric_of("minilm-mrpc-pruning", "latency", -1, "f1"), mrpc),
+    ]
+    for row, figure in zip(rows, wanted, strict=False):
+        assert row[3].startswith(figure), row
+    assert len(rows) == len(wanted) + 2  # two of speed and memory
+    for _, least, hoped, found in rows[:4]:
+        reached = float(found.split(" ")[0])
+        assert ("missed" in found) is (reached < float(least)) and float(least) < float(hoped)
+
+
 @pytest.mark.parametrize("text", [README, *sorted((ROOT / "model_cards").rglob("*.md"))], ids=str)
 def test_every_link_to_a_file_leads_somewhere(text):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text.read_text()):

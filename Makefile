@@ -8,7 +8,8 @@ quickstart: install
 	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch scripts/compress.py recipes/quickstart.yaml
 
 test: install
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not real" -n 2 --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not real" \
+		-n 2 --dist loadfile --no-loadscope-reorder
 
 install: $(VENV)/.installed
 

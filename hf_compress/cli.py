@@ -210,7 +210,7 @@ def _shown(event: dict) -> str:
         note = f": {texts['note']}" if texts.get("note") else ""
         return f"{start}{event.get('minutes', 0):g} min of {texts.get('kind', 'other')}{on}{note}"
     seconds = f"{event['wall_seconds']:.1f} s" if "wall_seconds" in event else ""
-    stage, status = texts.get("stage", "-"), texts.get("status", "")
+    stage, status = texts.get("stage", "-"), texts.get("status", "").replace("saved", "saved, so far")
     return f"{start}{stage:<16} {texts['operation']:<12} {seconds:>11}  {status}"
 
 

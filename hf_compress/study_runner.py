@@ -148,7 +148,7 @@ def _drop_unfinished_other(recipe: Recipe, folder: Path) -> None:
     except RecipeError:
         return
     if other.identity() == resolved(recipe).identity():
-        _tell_what_begins_anew(other, resolved(recipe), path)
+        _tell_what_begins_anew(other, resolved(recipe), folder)
         return
     journal = Journal(folder / JOURNAL)
     journal.keep("human")
@@ -159,13 +159,13 @@ def _drop_unfinished_other(recipe: Recipe, folder: Path) -> None:
             entry.unlink()
 
 
-def _tell_what_begins_anew(other: Recipe, recipe: Recipe, path: Path) -> None:
+def _tell_what_begins_anew(other: Recipe, recipe: Recipe, folder: Path) -> None:
     """Warn where `recipe` shares no stage with `other`, which made a part of the same run: what either is measured at
     is part of what the store knows a stage by."""
     was, now = (history(one, stages := plan(one), len(stages) - 1) for one in (other, recipe))
     differences = [f"{key}: {was[key]}, now {now[key]}" for key in now if was[key] != now[key]]
     if differences:
-        logger.warning("Stages of %s that are not whole begin anew: %s.", path, "; ".join(differences))
+        logger.warning("Stages of %s that are not whole begin anew: %s.", folder, "; ".join(differences))
 
 
 def _error_of(run: StudyRun, exitcode: int, quiet: bool) -> str | None:

@@ -65,8 +65,10 @@ def test_a_killed_run_finishes_with_the_predictions_of_a_whole_one(tmp_path, tex
     points = [
         ("train", "00_baseline", 4),
         ("surgery", "01_prune", 1),
+        ("save", "01_prune", 1),  # of the cut
+        ("written", "01_prune", 1),
         ("train", "01_prune", 4),
-        ("save", "01_prune", 1),
+        ("save", "01_prune", 1),  # of the trained model
         ("written", "01_prune", 1),
         ("surgery", "02_quantize", 1),
         ("measure", "02_quantize", 1),

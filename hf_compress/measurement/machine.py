@@ -123,15 +123,15 @@ def usable_memory() -> tuple[int, int]:
 
 
 def _memory_limit() -> tuple[float, int]:
-    """Bytes that the control group, of version 2 or 1, allows, and those that cannot be given back; infinity and 0
-    without a limit."""
+    """Bytes that the control group, of version 2 or 1, allows, and those in use without files that were read long ago;
+    infinity and 0 without a limit."""
     new = (CGROUP / "memory.max").exists()
     folder = CGROUP if new else CGROUP / "memory"
     names = ("memory.max", "memory.current") if new else ("memory.limit_in_bytes", "memory.usage_in_bytes")
     try:
         limit, used = (int((folder / name).read_text()) for name in names)
         facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return limit, used - int(facts["inactive_file" if new else "total_inactive_file"])  # files read long ago
+        return limit, used - int(facts["inactive_file" if new else "total_inactive_file"])
     except (OSError, ValueError, KeyError):  # no such files, or "max"
         return math.inf, 0
 

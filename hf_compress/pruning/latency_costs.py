@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import logging
 import math
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from torch import nn
 
+from ..errors import CompressionError
 from ..measurement import cpu_name, environment, evaluating, example_inputs, instruction_sets
 from ..measurement.machine import configured_threads
 from ..measurement.serving import Serving
@@ -65,9 +68,9 @@ class LatencyCosts:
         now (`float`): of the model with all units.
         tables (`dict[str, dict[int, float]]`): by group and width, the seconds of the modules around those that its
             units live in, without those of `between`.
-        between (`list[dict[str, dict[int, float]]]`): of modules that units of several groups live in, such as the
-            middle convolution of a bottleneck, by group and width the seconds of them with the others at full width.
-            Their time goes with the product of the widths.
+        between (`list[dict[str, dict[int, float]]]`): of each module that units of several groups live in, such as the
+            middle convolution of a bottleneck, by group and width its seconds with the others at full width. Its time
+            goes with the product of the widths.
     """
 
     now: float
@@ -97,7 +100,7 @@ class LatencyCosts:
         for part in self._products:
             now = _product(part, kept)
             scaled = {}
-            for name in part.keys() & left:
+            for name in (name for name in part if name in left):
                 reached = part[name].upto(kept[name])
                 share = now / reached[kept[name]] if reached[kept[name]] else 0.0  # what the others have left of it
                 scaled[name] = {width: seconds * share for width, seconds in reached.items()}
@@ -110,7 +113,7 @@ class LatencyCosts:
 
 
 def _full(part: Mapping[str, _Stairs]) -> float:
-    """What the modules take with all units; each group's table says it, and they are a median each."""
+    """What the module takes with all units; each group's table says it, and they are a median each."""
     return float(np.mean([stairs.full for stairs in part.values()]))
 
 
@@ -131,37 +134,77 @@ def measure_latency_costs(
         groups (`Sequence[UnitGroup]`): whose units live in one block each; see [`inner_groups`].
         serving ([`~measurement.serving.Serving`]): runtime, precision and batch.
     """
-    path = _cache_path(model, groups, serving)
     between = _between(groups)
     kinds = _kinds(model, groups, between, serving)
     rounds = [{group.name: group.size for group in groups}, *_rounds(groups, kinds)]
-    found: list[dict[str, float]] = read_json(path) if path.exists() else []
-    for kept in context.progress(rounds[len(found) :], "latencies"):
+
+    def seconds_of(kept: Mapping[str, int]) -> dict[str, float]:
         small = copy.deepcopy(model)
         selection = full_selection(groups)
         for group in groups:
             selection[group.name][kept.get(group.name, group.size) :] = False
         shrink(small, groups, selection)
-        found.append(serving.module_seconds(small))
-        _keep(found, path, len(rounds))
+        return serving.module_seconds(small)
+
+    found = _measured(rounds, seconds_of, _cache_path(model, rounds, serving), context)
     tables: dict[str, dict[int, list[float]]] = {group.name: {} for group in groups}
     for kept, seconds in zip(rounds, found, strict=True):
         for group in groups:
             if group.name in kept:
-                common = [_seconds(seconds, modules) for names, modules in between.items() if group.name in names]
+                common = [_seconds(seconds, [module]) for module, names in between.items() if group.name in names]
                 alone = _seconds(seconds, _region(group)) - sum(common)
                 tables[group.name][kept[group.name]] = [alone, *common]
-    return _costs_of(sum(found[0].values()), _shared(kinds, tables), list(between))
+    return _costs_of(sum(found[0].values()), _shared(kinds, tables), list(between.values()))
 
 
-def _keep(found: list[dict[str, float]], path: Path, wanted: int) -> None:
-    """Write what has been measured so far, from which an interrupted measurement goes on."""
+def _measured(
+    rounds: Sequence[Mapping[str, int]],
+    seconds_of: Callable[[Mapping[str, int]], dict[str, float]],
+    path: Path,
+    context: StepContext,
+) -> list[dict[str, float]]:
+    """The seconds by module in each of the `rounds`; those that the file at `path` lacks are measured and written."""
+    with _locked(path) as writable:
+        found = _read(path)
+        for number in (
+            context.progress(range(len(found), len(rounds)), "latencies") if len(found) < len(rounds) else ()
+        ):
+            found.append(seconds_of(rounds[number]))
+            if writable:
+                try:
+                    write_json(path, found)
+                except OSError as error:
+                    writable = False
+                    _warn(path, error)
+    return found
+
+
+def _read(path: Path) -> list[dict[str, float]]:
+    try:
+        found = read_json(path) if path.exists() else []
+    except CompressionError as error:
+        logger.warning("%s; it is measured again.", error)
+        return []
+    return found if isinstance(found, list) else []
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Keep the file at `path` from other processes, which wait; `False` where there is no writing."""
+    lock = FileLock(f"{path}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
+        lock.acquire()
     except OSError as error:
-        if len(found) == wanted:
-            logger.warning("%s cannot be written (%s); latencies are measured again next time.", path, error)
+        _warn(path, error)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+def _warn(path: Path, error: OSError) -> None:
+    logger.warning("%s cannot be written (%s); latencies are measured again next time.", path, error)
 
 
 def _costs_of(
@@ -188,21 +231,17 @@ def inner_groups(groups: Sequence[UnitGroup], blocks: Sequence[str]) -> tuple[li
     return inner, kept
 
 
-def _between(groups: Sequence[UnitGroup]) -> dict[tuple[str, ...], list[str]]:
-    """The modules in which units of several groups live, by the names of those groups."""
+def _between(groups: Sequence[UnitGroup]) -> dict[str, list[str]]:
+    """The modules in which units of several groups live, with the names of those groups."""
     homes: dict[str, dict[str, None]] = {}
     for group in groups:
         for part in group.slices:
             homes.setdefault(part.module, {})[group.name] = None
-    found: dict[tuple[str, ...], list[str]] = {}
-    for module, names in homes.items():
-        if len(names) > 1:
-            found.setdefault(tuple(names), []).append(module)
-    return found
+    return {module: list(names) for module, names in homes.items() if len(names) > 1}
 
 
 def _kinds(
-    model: nn.Module, groups: Sequence[UnitGroup], between: Collection[Sequence[str]], serving: Serving
+    model: nn.Module, groups: Sequence[UnitGroup], between: Mapping[str, Sequence[str]], serving: Serving
 ) -> list[list[UnitGroup]]:
     """The groups that look alike, in surroundings that do too: modules of the same shapes that read the same sizes."""
     reads: dict[nn.Module, tuple] = {}
@@ -219,7 +258,7 @@ def _kinds(
             handle.remove()
 
     def surroundings(group: UnitGroup) -> tuple:
-        others = sum(group.name in names for names in between)
+        others = sum(group.name in names for names in between.values())
         modules = [module for name in _region(group) for module in model.get_submodule(name).modules()]
         return others, *(
             (type(module), reads.get(module), *(tuple(p.shape) for p in module.parameters(recurse=False)))
@@ -237,13 +276,14 @@ def _kinds(
 
 def _rounds(groups: Sequence[UnitGroup], kinds: Sequence[Sequence[UnitGroup]]) -> list[dict[str, int]]:
     """Widths of all groups in each of the models to measure, so that every width of every kind of group is met."""
-    turns: dict[int, set[str]] = {}
-    taken: Counter = Counter()
+    turns: list[list[UnitGroup]] = []
     for group in groups:  # of those that live in the same modules, one at a time
-        region = tuple(_region(group))
-        turns.setdefault(taken[region], set()).add(group.name)
-        taken[region] += 1
-    parts = ([[group for group in kind if group.name in turn] for kind in kinds] for turn in turns.values())
+        turn = next((turn for turn in turns if not any(_meet(group, other) for other in turn)), None)
+        if turn is None:
+            turns.append(turn := [])
+        turn.append(group)
+    names = [{group.name for group in turn} for turn in turns]
+    parts = ([[group for group in kind if group.name in turn] for kind in kinds] for turn in names)
     return [kept for part in parts for kept in _turn([kind for kind in part if kind])]
 
 
@@ -267,6 +307,12 @@ def _grid(group: UnitGroup) -> list[int]:
 def _region(group: UnitGroup) -> list[str]:
     """Names of the modules around those that the group's units live in; what they hold counts for the group."""
     return sorted({part.module.rpartition(".")[0] for part in group.slices})
+
+
+def _meet(group: UnitGroup, other: UnitGroup) -> bool:
+    """Whether a module counts for both groups."""
+    pairs = itertools.product(_region(group), _region(other))
+    return any(f"{one}.".startswith(f"{two}.") or f"{two}.".startswith(f"{one}.") for one, two in pairs)
 
 
 def _seconds(by_module: Mapping[str, float], region: Sequence[str]) -> float:
@@ -293,7 +339,7 @@ def _quantization(serving: Serving) -> dict | None:
     return {name: value for name, value in serving.quantization.items() if name != "calibration_samples"}
 
 
-def _cache_path(model: nn.Module, groups: Sequence[UnitGroup], serving: Serving) -> Path:
+def _cache_path(model: nn.Module, rounds: Sequence[Mapping[str, int]], serving: Serving) -> Path:
     shapes = [(name, list(parameter.shape)) for name, parameter in model.named_parameters()]
     facts = {
         "format_version": FORMAT_VERSION,
@@ -304,7 +350,7 @@ def _cache_path(model: nn.Module, groups: Sequence[UnitGroup], serving: Serving)
         "inputs": {n: list(v.shape) for n, v in example_inputs(model, serving.batch, serving.length).items()},
         "shapes": shapes,
         "config": {name: value for name, value in model.config.to_diff_dict().items() if name not in NOT_COMPUTED},
-        "groups": [(group.name, group.size) for group in groups],
+        "rounds": rounds,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
     return cache_directory() / "latencies" / f"{key}.json"

@@ -173,7 +173,7 @@ def _cells(operation: Operation, words: Words) -> list[object]:
         operation.stage or MISSING,
         words.name("operation", operation.name),
         operation.times,
-        f"{operation.seconds:.1f}" if operation.times else MISSING,
+        f"{operation.seconds:.1f}" if operation.times or operation.seconds else MISSING,
         human_bytes(operation.peak_bytes) if operation.peak_bytes else MISSING,
     ]
 

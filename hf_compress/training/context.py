@@ -177,8 +177,10 @@ class Context:
         self.note(epochs=report.epochs)
         if report.resumed_from is not None:
             place = f"step {report.resumed_from} of {report.steps}"
-            rest = "of a process that was killed, the time until its last checkpoint counts"
-            self.note(warnings=[f"The training went on from {place}; {rest}."])
+            counts = "its seconds are those from there on"
+            if self._journal is not None:
+                counts = "of a process that was killed, the time until its last checkpoint counts"
+            self.note(warnings=[f"The training went on from {place}; {counts}."])
         return report
 
     def baseline(self) -> nn.Module:

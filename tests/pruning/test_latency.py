@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from hf_compress.errors import CompressionError, RecipeError, TargetError
+from hf_compress.errors import CompressionError, DiskFullError, RecipeError, TargetError
 from hf_compress.measurement import Serving, count, example_inputs, module_seconds, name_convolutions, to_openvino
 from hf_compress.pruning import find_units, prune
 from hf_compress.pruning.blocks import chain
@@ -77,12 +79,14 @@ def test_the_table_is_what_the_runtime_says_and_is_kept(case):
     assert serving.calls == calls and again == costs
 
 
-def test_a_measurement_that_was_interrupted_goes_on():
+@pytest.mark.parametrize("damage", [None, "[1, 2", "{}"])
+def test_a_measurement_that_was_interrupted_goes_on(damage, tmp_path):
     model = cases.make("option_a")
     groups, _ = inner_groups(find_units(model).groups, chain(model))
     whole = Staircase(groups)
     costs = measure_latency_costs(model, groups, whole, Context())
-    _cache_path(model, groups, whole).unlink()
+    (path,) = (tmp_path / "cache" / "latencies").glob("*.json")
+    path.unlink()
 
     class Interrupted(Staircase):
         def module_seconds(self, model):
@@ -92,9 +96,31 @@ def test_a_measurement_that_was_interrupted_goes_on():
 
     with pytest.raises(KeyboardInterrupt):
         measure_latency_costs(model, groups, Interrupted(groups), Context())
+    if damage is not None:
+        path.write_text(damage)
     serving = Staircase(groups)
     assert measure_latency_costs(model, groups, serving, Context()) == costs
-    assert serving.calls == whole.calls - 3
+    assert serving.calls == whole.calls - (3 if damage is None else 0)
+
+
+def test_where_nothing_can_be_written_it_is_measured_and_said(tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    model = cases.make("option_a")
+    groups, _ = inner_groups(find_units(model).groups, chain(model))
+    assert measure_latency_costs(model, groups, Staircase(groups), Context()).now > 0
+    assert caplog.text.count("measured again next time") == 1
+
+
+def test_whether_the_repair_can_be_is_looked_at_before_latencies_are(monkeypatch):
+    model = cases.make("option_a")
+    serving = Staircase(inner_groups(find_units(model).groups, chain(model))[0])
+    monkeypatch.setattr("hf_compress.pruning.verb.serving", lambda context, **settings: serving)
+    monkeypatch.setattr(
+        "hf_compress.pruning.fisher.measure_latency_costs", lambda *arguments: pytest.fail("too early")
+    )
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(DiskFullError, match="activations"):
+        prune(model, method="fisher", target={"latency": 0.6}, samples=16, **cases.examples_for(model))
 
 
 def test_between_two_measured_widths_the_wider_counts():
@@ -209,19 +235,18 @@ def test_the_same_shapes_in_another_network_are_measured_anew():
     paths = set()
     for model in networks:
         groups = find_units(model).groups
-        paths.add(_cache_path(model, groups, Staircase(groups)))
+        paths.add(_cache_path(model, [], Staircase(groups)))
     assert len(paths) == 2
 
 
 def test_another_quantization_is_measured_anew():
     model = cases.make("bert")
-    groups = find_units(model).groups
     paths = set()
     for exclude in ([], ["*.layer.0.*"]):
         for samples in (32, 64):
             options = OpenVinoOptions(exclude=exclude, calibration_samples=samples)
             served = serving(Context(**cases.examples_for(model)), options, precision="int8")
-            paths.add(_cache_path(model, groups, served))
+            paths.add(_cache_path(model, [], served))
     assert len(paths) == 2
 
 
@@ -229,9 +254,9 @@ def test_another_quantization_is_measured_anew():
 def test_on_another_cpu_everything_is_measured_anew(monkeypatch, name, other):
     model = cases.make("option_a")
     groups = find_units(model).groups
-    here = _cache_path(model, groups, Staircase(groups))
+    here = _cache_path(model, [], Staircase(groups))
     monkeypatch.setattr(f"hf_compress.pruning.latency_costs.{name}", lambda: other)
-    assert _cache_path(model, groups, Staircase(groups)) != here
+    assert _cache_path(model, [], Staircase(groups)) != here
 
 
 def test_a_time_that_is_reached_already_is_refused(monkeypatch):

@@ -17,10 +17,10 @@ from .tasks import Task
 
 
 def assemble(
-    recipe: Recipe, stages: Sequence[PlannedStage], folders: Sequence[Path], run_dir: Path, task: Task
+    recipe: Recipe, stages: Sequence[PlannedStage], folders: Sequence[Path], run_dir: Path, facts: dict
 ) -> dict:
-    """The results of a run whose stages lie, measured, in `folders`."""
-    results = new_results(recipe.to_dict(), read_json(run_dir / "environment.json"), task_facts(task))
+    """The results of a run whose stages lie, measured, in `folders`; `facts` are its task's, see [`task_facts`]."""
+    results = new_results(recipe.to_dict(), read_json(run_dir / "environment.json"), facts)
     results["origin"] = origin(recipe.model.name_or_path)
     for index, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
         record = read_json(folder / "measurement.json")

@@ -29,14 +29,14 @@ from .errors import CompressionError, RecipeError
 from .journal import JOURNAL, Clock, Journal
 from .measurement import configure_threads, default_threads, environment
 from .models import load_model, load_teacher
-from .outcome import assemble
+from .outcome import assemble, task_facts
 from .plan import PlannedStage, history, may_follow, plan, teacher_of
 from .preflight import check_sources, check_trainings, find_teacher_of, teachers, weights_of
 from .publish import edited_card, push_run, remember_card
 from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
 from .report import model_card, print_stages, write_report
-from .results import save_results
+from .results import load_results, save_results
 from .stages import copy_model, load_stage, measure_stage, save_stage, step_serving
 from .storage import NO_ROOM, explain_full_disk, read_json, whole_folder, write_json, write_text
 from .store import StageStore, stage_key
@@ -90,7 +90,7 @@ class Runner:
         self.output_dir = Path(recipe.output_dir).expanduser()
         self.journal = Journal(self.output_dir / JOURNAL, enabled=self.state.is_main_process)
         self.stages = plan(recipe)
-        self.task = None
+        self.task = self._facts = None
         self._prepared = {}
         self._lock = FileLock(self.output_dir / ".lock")
 
@@ -126,7 +126,10 @@ class Runner:
 
     def _go_through(self) -> Run:
         self.state.wait_for_everyone()
-        self.task = load_task(self.recipe.task, seed=self.recipe.seed)
+        self._facts = self._known_facts()
+        if self._facts is None:
+            self.task = load_task(self.recipe.task, seed=self.recipe.seed)
+            self._facts = task_facts(self.task)
         for index, stage in enumerate(self.stages):
             if not self._folder(index).is_dir():
                 logger.info("Stage %s (%d of %d)", stage.name, index + 1, len(self.stages))
@@ -135,6 +138,14 @@ class Runner:
         results = self._finish() if self.state.is_main_process else {}
         self.state.wait_for_everyone()
         return Run(self.output_dir, results)
+
+    def _known_facts(self) -> dict | None:
+        """What a finished run's results say of its task: it can be looked at again where its data are gone."""
+        if not all(self._folder(index).is_dir() for index in range(len(self.stages))):
+            return None
+        with suppress(CompressionError):  # none, or damaged ones
+            return load_results(self.output_dir)["task"]
+        return None
 
     def _claim(self) -> None:
         """Make the folder this recipe's, or refuse the folder of another one."""
@@ -349,7 +360,7 @@ class Runner:
     def _finish(self) -> dict:
         """Write `results.json`, the `model` folder and the reports, and push if asked."""
         folders = [self._folder(index) for index in range(len(self.stages))]
-        results = assemble(self.recipe, self.stages, folders, self.output_dir, self.task)
+        results = assemble(self.recipe, self.stages, folders, self.output_dir, self._facts)
         card = edited_card(self.output_dir, self.recipe.hub.repo_id)
         save_results(results, self.output_dir / "results.json")
         if card is None:

@@ -122,7 +122,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     if not isinstance(value, dict):
         raise RecipeError(f"{path}: a study is a mapping with name, base and variants.")
     if isinstance(value.get("base"), str):
-        base = Path(path).parent / value["base"]
+        base = Path(path).parent / Path(value["base"]).expanduser()
         value["base"] = read_yaml(base)
     size = [override for override in overrides if override.startswith("base.size=")]
     choose_size(value.get("base"), [override.removeprefix("base.") for override in size])

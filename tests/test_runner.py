@@ -451,3 +451,14 @@ def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
     with pytest.raises(CompressionError, match="is a file"):
         run(image_recipe(tmp_path / "run", [PRUNE]))
     assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_finished_run_is_looked_at_again_without_its_data(tmp_path):
+    root = make_text_root(tmp_path / "data")
+    recipe = text_recipe(tmp_path / "run", root, [PRUNE])
+    first = run(recipe)
+    shutil.rmtree(root)
+    assert run(recipe).results == first.results
+    (first.output_dir / "results.json").write_text("{")
+    with pytest.raises(CompressionError, match="glue"):
+        run(recipe)

@@ -79,7 +79,7 @@ def test_a_study_expands_into_recipes(tmp_path):
     assert runs["dense/seed0"].output_dir == str(tmp_path / "study" / "runs" / "dense" / "seed0")
 
 
-def test_the_base_of_a_study_may_be_a_recipe_with_sizes(tmp_path):
+def test_the_base_of_a_study_may_be_a_recipe_with_sizes(tmp_path, monkeypatch):
     hc.load_methods()
     base = {**image_recipe(tmp_path, [{"finetune": {}}]), "name": "base", "size": "lab"}
     base["sizes"] = {"lab": {"training.learning_rate": 0.25}, "full": {"training.learning_rate": 0.5}}
@@ -89,6 +89,8 @@ def test_the_base_of_a_study_may_be_a_recipe_with_sizes(tmp_path):
         assert load_study(path, overrides).runs[0].recipe.training["learning_rate"] == rate
     with pytest.raises(RecipeError, match="did you mean 'full'"):
         load_study(path, ["base.size=ful"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_study(study_file(tmp_path, {"dense": None}, base="~/base.yaml")).runs
 
 
 def test_a_grid_may_be_over_any_values(tmp_path):

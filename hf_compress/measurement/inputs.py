@@ -45,6 +45,11 @@ def example_inputs(model: nn.Module, batch: int = 1, length: int | None = None, 
     """
     if batch < 1:
         raise CompressionError(f"batch: got {batch}; give the number of examples, at least 1.")
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        raise CompressionError(
+            f"{type(model).__name__} reads several texts an example, and inputs for that are not made here; compress "
+            "the encoder with another head, or give the inputs yourself."
+        )
     name = _main_input(model)
     generator = torch.Generator().manual_seed(seed)
     if name == "pixel_values":

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import BertForMultipleChoice
 
 from hf_compress.errors import CompressionError, UnsupportedModelError
 from hf_compress.measurement import count, encoder_modules, example_inputs
@@ -219,3 +220,9 @@ def test_example_inputs():
 def test_impossible_inputs_are_refused(name, arguments, message):
     with pytest.raises(CompressionError, match=message):
         example_inputs(build(name), **arguments)
+
+
+def test_a_head_that_reads_several_texts_is_refused_by_name():
+    model = BertForMultipleChoice(bert().config)
+    with pytest.raises(CompressionError, match="BertForMultipleChoice reads several texts"):
+        count(model)

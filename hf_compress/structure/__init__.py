@@ -3,7 +3,7 @@
 from .attributes import register_attributes
 from .describe import build_skeleton, describe
 from .modules import Constant, LowRankConv2d, LowRankLinear, Removed
-from .plugin import HfCompressConfig, HfCompressQuantizer, history_of, track
+from .plugin import HfCompressConfig, HfCompressQuantizer, check_trackable, history_of, track
 from .rebuild import rebuild
 from .specs import ModuleSpec
 from .summary import structural_summary
@@ -18,6 +18,7 @@ __all__ = [
     "ModuleSpec",
     "Removed",
     "build_skeleton",
+    "check_trackable",
     "describe",
     "history_of",
     "rebuild",

@@ -82,6 +82,16 @@ def describe(model: PreTrainedModel, skeleton: nn.Module | None = None) -> dict[
     return specs
 
 
+def check_describable(model: PreTrainedModel) -> None:
+    """Refuse, before surgery, a model with what could not be stored after it.
+
+    Raises:
+        StructureError: as [`describe`].
+    """
+    for _ in _differences("", model, build_skeleton(model)):
+        pass
+
+
 def _differences(name: str, module: nn.Module, original: nn.Module) -> Iterator[tuple[str, ModuleSpec]]:
     _check_unpatched(name, module)
     if type(module) in SEALED and type(module) is not type(original):
@@ -90,7 +100,8 @@ def _differences(name: str, module: nn.Module, original: nn.Module) -> Iterator[
     if type(module) is not type(original):
         raise StructureError(
             f"{name}: a {_title(module)} stands where the config describes a {_title(original)}. Only "
-            f"{', '.join(cls.__name__ for cls in SEALED)} can replace a module."
+            f"{', '.join(cls.__name__ for cls in SEALED)} can replace a module; merge adapters and undo other "
+            "quantizations first."
         )
     shapes, attributes = _tensor_differences(name, module, original), _attribute_differences(name, module, original)
     if shapes or attributes:

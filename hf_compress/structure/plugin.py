@@ -17,7 +17,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import StructureError
-from .describe import describe
+from .describe import check_describable, describe
 from .rebuild import rebuild
 from .specs import KINDS, ModuleSpec
 from .weights import align, check_weights, expected_shapes, follow_dtype, loaded_shapes, shapes_in_files
@@ -176,12 +176,7 @@ def track(model: PreTrainedModel, **history: Any) -> PreTrainedModel:
         facts = json.loads(json.dumps(history, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise StructureError(f"history: got {history!r}; give values that JSON can hold ({error}).") from error
-    present = getattr(model, "hf_quantizer", None)
-    if present is not None and not isinstance(present, HfCompressQuantizer):
-        raise StructureError(
-            f"The model is managed by {type(present).__name__}; a structure can be kept for floating-point models "
-            "only. Prune and factorize first, then quantize."
-        )
+    present = _quantizer_of(model)
     quantizer = HfCompressQuantizer(
         HfCompressConfig(history=list(present.quantization_config.history if present else ()))
     )
@@ -190,6 +185,26 @@ def track(model: PreTrainedModel, **history: Any) -> PreTrainedModel:
     quantizer.refresh(model)
     attach(model, quantizer)
     return model
+
+
+def check_trackable(model: PreTrainedModel) -> None:
+    """Refuse, before surgery, a model that [`track`] could not keep after it.
+
+    Raises:
+        StructureError: as [`track`].
+    """
+    _quantizer_of(model)
+    check_describable(model)
+
+
+def _quantizer_of(model: PreTrainedModel) -> HfCompressQuantizer | None:
+    present = getattr(model, "hf_quantizer", None)
+    if present is not None and not isinstance(present, HfCompressQuantizer):
+        raise StructureError(
+            f"The model is managed by {type(present).__name__}; a structure can be kept for floating-point models "
+            "only. Prune and factorize first, then quantize."
+        )
+    return present
 
 
 def history_of(model: PreTrainedModel) -> list[dict[str, Any]]:

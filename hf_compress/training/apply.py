@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from .. import load_methods
 from ..errors import CompressionError, RecipeError, TargetError
 from ..fields import from_mapping
 from ..measurement.openvino_export import require_openvino
 from ..registry import Cost, Method, Target, get_method
-from ..structure import track
+from ..structure import check_trackable, track
 from .arguments import check_training
 from .context import BASELINE, Context
 
@@ -108,8 +109,9 @@ def apply_method(
         [`StepReport`]: with the model in `model`.
 
     Raises:
-        `CompressionError`: if data, labels or a teacher are missing; `RecipeError`: if an option or the kind of target
-        is unknown; `TargetError`: if the target is met already or cannot be reached.
+        `CompressionError`: if data, labels or a teacher are missing; `StructureError`: if the model could not be saved
+        after the surgery; `RecipeError`: if an option or the kind of target is unknown; `TargetError`: if the target
+        is met already or cannot be reached.
     """
     started = time.perf_counter()
     chosen = get_method(technique, method)
@@ -122,6 +124,8 @@ def apply_method(
     check_training(context.training)
     context.expect(model)
     _check_needs(chosen, options, context, distill)
+    if technique in SURGICAL and isinstance(model, PreTrainedModel):  # others are refused by what the surgery is for
+        check_trackable(model)
     is_timed = context.target is not None and context.target.kind == "latency"
     if not context.has_baseline and (is_timed or _teacher(options, distill) == BASELINE):
         context.keep_baseline(copy.deepcopy(model).eval())  # a verb's dense model is the one that enters

@@ -8,13 +8,15 @@ import itertools
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from hf_compress.errors import CompressionError, TargetError, UnsupportedModelError
+from hf_compress.errors import CompressionError, StructureError, TargetError, UnsupportedModelError
+from hf_compress.lowrank import factorize
 from hf_compress.measurement import count
 from hf_compress.measurement.moments import input_moments
 from hf_compress.pruning import find_units, masked, prune, shrink
@@ -370,7 +372,12 @@ def test_modules_that_nobody_can_prune_are_kept_and_named_in_the_report(method):
 
 def test_a_network_that_is_no_chain_is_refused_before_anything_changes():
     model = cases.make("option_b")
-    handle = model.timm_model.layer2[1].register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+
+    def double(module, args):
+        return (args[0] * 2,)
+
+    double.__module__ = "accelerate.hooks"  # whose hooks may stay on a model that is saved
+    handle = model.timm_model.layer2[1].register_forward_pre_hook(double)
     before = shapes(model)
     for method in ("magnitude", "fisher"):
         with pytest.raises(UnsupportedModelError, match="leave the repair out"):
@@ -378,6 +385,32 @@ def test_a_network_that_is_no_chain_is_refused_before_anything_changes():
             prune(model, method=method, target={"macs": 0.6}, **cases.examples_for(model, EXAMPLES), **options)
     assert shapes(model) == before
     handle.remove()
+
+
+def _foreign_layer(model):
+    class Foreign(nn.Linear):
+        pass
+
+    model.bert.encoder.layer[1].output.dense = Foreign(64, 32)
+
+
+def _hook(model):
+    model.bert.encoder.layer[1].register_forward_hook(lambda module, args, output: None)
+
+
+def _other_quantizer(model):
+    model.hf_quantizer = object()
+
+
+@pytest.mark.parametrize("spoil", [_foreign_layer, _hook, _other_quantizer])
+@pytest.mark.parametrize("verb", [prune, partial(factorize, method="svd")])
+def test_a_model_that_could_not_be_saved_is_refused_before_anything_changes(verb, spoil):
+    model = cases.make("bert")
+    spoil(model)
+    before = shapes(model)
+    with pytest.raises(StructureError):
+        verb(model, target={"params": 0.8})
+    assert shapes(model) == before
 
 
 # what once went wrong

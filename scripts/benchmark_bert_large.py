@@ -1,10 +1,10 @@
 """Size, speed and memory work on the shape of bert-large-uncased with random weights; accuracy means nothing here.
 
-`python scripts/benchmark_bert_large.py FOLDER [--threads N]`: an SVD of every encoder Linear to half the parameters of
-the encoder; half the encoder's MACs pruned by second-order information, with the repair, on 256 examples of 32 tokens;
-the OpenVINO export and int8 quantization of the dense and of both smaller models with 300 examples of 32 tokens, each
-in a process of its own; and their latencies at batch 1 and 128 tokens, timed in turn in one process. `results.json`
-and a card come into FOLDER.
+`python scripts/benchmark_bert_large.py FOLDER [--threads N] [--surgery-only]`: an SVD of every encoder Linear to half
+the parameters of the encoder; half the encoder's MACs pruned by second-order information, with the repair, on 256
+examples of 32 tokens; the OpenVINO export and int8 quantization of the dense and of both smaller models with 300
+examples of 32 tokens, each in a process of its own; and their latencies at batch 1 and 128 tokens, timed in turn in
+one process. With `--surgery-only` nothing is exported or timed. `results.json` and a card come into FOLDER.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seconds", type=float, default=20.0, help="about how long a comparison may take")
+    parser.add_argument("--surgery-only", action="store_true", help="no exports to int8, and no latencies")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)  # before anything takes long
     threads = configure_threads(options.threads)
@@ -98,17 +99,18 @@ def main() -> None:
         for name in SMALLER:
             found[name] = alone(compressed, name, Path(place, name), threads)
             print(name, found[name], flush=True)
-        for source, name in zip(MODELS, INT8, strict=True):
+        served = () if options.surgery_only else INT8
+        for source, name in zip(MODELS, served, strict=False):
             figures = alone(exported, source, Path(place, source), Path(place, name), threads)
             found[name] = figures | {"smaller": weights / figures["size_bytes"]}
             print(name, found[name], flush=True)
-        for name in (*SMALLER, *INT8):
+        for name in (*SMALLER, *served):
             found[name]["peak_over_fp32"] = found[name]["peak_bytes"] / weights
         common = {"batch": 1, "length": SERVED_LENGTH, "threads": threads, "seconds": options.seconds}
         found["latency"] = {}
-        for name in SMALLER:
+        for name in SMALLER if served else ():
             found["latency"][name] = latency_rows(hc.load_model(Path(place, name))[0], dense, **common)
-        for name in INT8:
+        for name in served:
             model = load_exported(Path(place, name), precision=served_precision(Path(place, name)))[0]
             found["latency"][name] = latency_rows(model, dense, **common)
     write_json(options.folder / "results.json", found)
@@ -136,8 +138,12 @@ def card(found: dict) -> str:
         ("pruned", f"{pruning}, 256 examples of 32 tokens", 600, 3),
         ("int8_dense", "export and int8, 300 examples of 32 tokens", 240, 5),
     ):
+        if name not in found:
+            continue
         lines.append(_row(what, found[name]["wall_seconds"], seconds, "{:.0f} s"))
         lines.append(_row("its peak memory over the fp32 weights", found[name]["peak_over_fp32"], peak, "{:.2f}x"))
+    if not found["latency"]:
+        return "\n".join([*lines, "", "[All figures](results.json)", ""])
     for name in SMALLER:
         figures = found[f"int8_{name}"]
         measured = f"{figures['wall_seconds']:.0f} s, {figures['peak_over_fp32']:.2f}x"

@@ -249,8 +249,8 @@ def _doctor(options) -> int:
 
 def _recipes(path: str, overrides: Sequence[str]) -> tuple[list, Path | None]:
     """The recipe in a file, or those of a study, as they run here, and where those of a study share their stages."""
+    from .preflight import resolved
     from .recipe import load_recipe
-    from .runner import resolved
     from .study import is_study, load_study
 
     if not is_study(path):

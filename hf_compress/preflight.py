@@ -1,23 +1,39 @@
-"""What can be known of a recipe before its data and models are loaded: its trainings, where its teachers are, and
-whether the weights that it starts from are those that its stages were made of."""
+"""What can be known of a recipe before its data and models are loaded: what depends on the machine, its trainings,
+where its teachers are, and whether the weights that it starts from are those that its stages were made of."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from .errors import CompressionError
+from .measurement import default_threads
 from .models import find_model, find_teacher
 from .models.checkpoint import weight_files
 from .recipe import Recipe, Step
 from .storage import read_json
-from .training import build_arguments, check_training
+from .training import build_arguments, check_training, choose_bf16
 
 
 # fields that change the whole process, and so are for the training itself to set
 OF_THE_PROCESS = ("tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode")
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """`recipe` with what depends on the machine settled: threads, and bf16 or not, which is part of what it means."""
+    training = choose_bf16(recipe.training)
+
+    def settled(step: Step) -> Step:
+        bf16 = choose_bf16({**recipe.training, **step.training})["bf16"]
+        if bf16 == training["bf16"] or "bf16" in step.training:
+            return step
+        return replace(step, training={"bf16": bf16, **step.training})
+
+    threads = recipe.threads or default_threads()
+    return replace(recipe, threads=threads, training=training, steps=[settled(step) for step in recipe.steps])
 
 
 def check_trainings(recipe: Recipe) -> None:

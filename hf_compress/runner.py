@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,11 +27,11 @@ from filelock import FileLock, Timeout
 from . import load_methods
 from .errors import CompressionError, RecipeError
 from .journal import JOURNAL, Clock, Journal
-from .measurement import configure_threads, default_threads, environment
+from .measurement import configure_threads, environment
 from .models import load_model, load_teacher
 from .outcome import assemble, task_facts
 from .plan import PlannedStage, history, may_follow, plan, teacher_of
-from .preflight import check_sources, check_trainings, find_teacher_of, teachers, weights_of
+from .preflight import check_sources, check_trainings, find_teacher_of, resolved, teachers, weights_of
 from .publish import edited_card, push_run, remember_card
 from .recipe import Recipe, Step, load_recipe
 from .registry import Cost, get_method
@@ -42,7 +42,7 @@ from .storage import NO_ROOM, explain_full_disk, read_json, whole_folder, write_
 from .store import StageStore, stage_key
 from .structure import track
 from .tasks import load_task
-from .training import Context, StepReport, apply_method, choose_bf16
+from .training import Context, StepReport, apply_method
 
 
 logger = logging.getLogger(__name__)
@@ -377,20 +377,6 @@ class Runner:
                 address = push_run(self.output_dir, self.recipe.hub.repo_id, private=self.recipe.hub.private)
             logger.info("Pushed: %s", address)
         return results
-
-
-def resolved(recipe: Recipe) -> Recipe:
-    """`recipe` with what depends on the machine settled: threads, and bf16 or not, which is part of what it means."""
-    training = choose_bf16(recipe.training)
-
-    def settled(step: Step) -> Step:
-        bf16 = choose_bf16({**recipe.training, **step.training})["bf16"]
-        if bf16 == training["bf16"] or "bf16" in step.training:
-            return step
-        return replace(step, training={"bf16": bf16, **step.training})
-
-    threads = recipe.threads or default_threads()
-    return replace(recipe, threads=threads, training=training, steps=[settled(step) for step in recipe.steps])
 
 
 def _has_accelerator() -> bool:

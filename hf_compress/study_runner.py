@@ -21,8 +21,9 @@ from .errors import CompressionError, DiskFullError, RecipeError
 from .journal import JOURNAL, Journal
 from .measurement.machine import usable_cores
 from .plan import history, plan
+from .preflight import resolved
 from .recipe import Recipe, load_recipe
-from .runner import Runner, resolved
+from .runner import Runner
 from .storage import explain_full_disk, read_json, write_json
 from .store import StageStore
 from .study import Study, StudyRun

@@ -18,8 +18,8 @@ from hf_compress.doctor import checks, estimate, finished_stages, rehearsal, tim
 from hf_compress.doctor.rehearsal import Timing
 from hf_compress.doctor.samples import Sizes
 from hf_compress.measurement.latency import expected_seconds
+from hf_compress.preflight import resolved
 from hf_compress.recipe import load_recipe
-from hf_compress.runner import resolved
 from hf_compress.storage import write_text
 from hf_compress.tasks import TaskSpec, load_task, published_sizes
 from hf_compress.training import apply_method

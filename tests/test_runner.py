@@ -15,10 +15,11 @@ from hf_compress.errors import CompressionError, RecipeError
 from hf_compress.journal import Journal
 from hf_compress.measurement import count, evaluate, has_fast_bf16
 from hf_compress.outcome import origin
+from hf_compress.preflight import resolved
 from hf_compress.quantization import load_exported
 from hf_compress.recipe import load_recipe
 from hf_compress.report.timeline import read_timeline
-from hf_compress.runner import plan, resolved, run
+from hf_compress.runner import plan, run
 from hf_compress.storage import read_json, write_json
 from hf_compress.training import build_arguments
 

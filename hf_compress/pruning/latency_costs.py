@@ -166,10 +166,9 @@ def _measured(
     """The seconds by module in each of the `rounds`; those that the file at `path` lacks are measured and written."""
     with _locked(path) as writable:
         found = _read(path)
-        for number in (
-            context.progress(range(len(found), len(rounds)), "latencies") if len(found) < len(rounds) else ()
-        ):
-            found.append(seconds_of(rounds[number]))
+        missing = rounds[len(found) :]
+        for kept in context.progress(missing, "latencies") if missing else ():
+            found.append(seconds_of(kept))
             if writable:
                 try:
                     write_json(path, found)
